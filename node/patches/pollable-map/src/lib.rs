@@ -1,0 +1,1 @@
+pub use next::{futures, optional, stream};

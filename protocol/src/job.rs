@@ -1,0 +1,297 @@
+//! A job: what is asked, and the events that answer it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::capability::Arithmetic;
+use crate::error::JobError;
+use crate::model::ModelRef;
+
+/// A job's name, chosen at random by whoever submits it, so that submitting twice is harmless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(pub [u8; 16]);
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// The text is not 32 hexadecimal digits.
+#[derive(Debug, thiserror::Error)]
+#[error("a job id is 32 hexadecimal digits, found {found:?}")]
+pub struct InvalidJobId {
+    found: String,
+}
+
+impl FromStr for JobId {
+    type Err = InvalidJobId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || InvalidJobId { found: text.chars().take(64).collect() };
+        if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(invalid());
+        }
+        let value = u128::from_str_radix(text, 16).map_err(|_| invalid())?;
+        Ok(Self(value.to_be_bytes()))
+    }
+}
+
+/// People and programs read an id as hexadecimal text; peers exchange its 16 bytes.
+impl Serialize for JobId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() { serializer.collect_str(self) } else { self.0.serialize(serializer) }
+    }
+}
+
+impl<'de> Deserialize<'de> for JobId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if deserializer.is_human_readable() {
+            String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        } else {
+            <[u8; 16]>::deserialize(deserializer).map(Self)
+        }
+    }
+}
+
+/// What a model is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// Continue a text or answer in a conversation.
+    TextGeneration,
+}
+
+/// Who speaks in a conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Instructions that stand above the conversation.
+    System,
+    /// The person asking.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+/// What a job works on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Input {
+    /// A text to continue exactly as it stands.
+    Text(String),
+    /// A conversation, rendered by the model's own chat template.
+    Chat(Vec<Message>),
+    /// An input over the inline limit: the CID of a file that holds the JSON of one of the other variants.
+    Blob(String),
+}
+
+/// How tokens are chosen and when to stop.
+///
+/// Sampling is a function of the seed and the position, never of the state of a generator, so an answer that moves to
+/// another peer goes on with the same draws.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Generation {
+    /// Tokens to produce at most.
+    pub max_tokens: u32,
+    /// Softmax temperature; 0 always takes the likeliest token.
+    pub temperature: f32,
+    /// Keep the `top_k` likeliest tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the likeliest tokens whose probabilities sum to `top_p`; 1 keeps all.
+    pub top_p: f32,
+    /// Keep the tokens at least `min_p` times as likely as the likeliest; 0 keeps all.
+    pub min_p: f32,
+    /// Divide (or, below zero, multiply) the logits of tokens seen so far by this; 1 changes nothing.
+    pub repetition_penalty: f32,
+    /// The seed of the draws.
+    pub seed: u64,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// How many alternatives to report with each token; none reports no log probabilities.
+    pub logprobs: Option<u8>,
+    /// Go on past the model's end-of-text token.
+    pub ignore_eos: bool,
+}
+
+impl Default for Generation {
+    fn default() -> Self {
+        Self {
+            max_tokens: 256,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            seed: 0,
+            stop: Vec::new(),
+            logprobs: None,
+            ignore_eos: false,
+        }
+    }
+}
+
+/// A whole job, as it is submitted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// The job's name.
+    pub id: JobId,
+    /// The model to run.
+    pub model: ModelRef,
+    /// What to do.
+    pub task: Task,
+    /// What to do it on.
+    pub input: Input,
+    /// How to choose tokens.
+    pub generation: Generation,
+    /// Tokens of the answer that another peer has produced already: they are read back in, not produced again.
+    pub prior: Vec<u32>,
+    /// The only arithmetic that may continue `prior` exactly; none when there is nothing to continue.
+    pub arithmetic: Option<Arithmetic>,
+    /// Milliseconds from acceptance within which the job must have ended.
+    pub deadline_ms: u64,
+}
+
+/// One thing that happened to a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobEvent {
+    /// The worker is fetching the model.
+    Fetching {
+        /// Bytes that are here.
+        done_bytes: u64,
+        /// Bytes of the whole model.
+        total_bytes: u64,
+        /// Peers that serve it.
+        peers: u32,
+    },
+    /// The model is loaded and the prompt is being read.
+    Started {
+        /// Tokens of the prompt.
+        prompt_tokens: u32,
+        /// The arithmetic that answers.
+        arithmetic: Arithmetic,
+    },
+    /// One token of the answer.
+    Token {
+        /// Position in the answer, from 0.
+        index: u32,
+        /// The token.
+        id: u32,
+        /// The text that became certain with this token; may be empty.
+        text: String,
+        /// Its log probability and the alternatives, where asked for.
+        logprob: Option<TokenLogprob>,
+    },
+    /// The job is done.
+    Done {
+        /// Text that was held back in case a stop text began with it.
+        text: String,
+        /// Why the answer ends.
+        reason: FinishReason,
+        /// What it took.
+        usage: Usage,
+    },
+    /// The job failed.
+    Failed {
+        /// Why.
+        error: JobError,
+    },
+    /// The job was cancelled.
+    Cancelled,
+}
+
+impl JobEvent {
+    /// Whether no event follows.
+    pub fn is_last(&self) -> bool {
+        matches!(self, Self::Done { .. } | Self::Failed { .. } | Self::Cancelled)
+    }
+}
+
+/// An event with its place in the job's stream, by which a broken stream resumes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EventRecord {
+    /// Place in the stream, from 0, without holes.
+    pub number: u64,
+    /// What happened.
+    pub event: JobEvent,
+}
+
+/// A token's log probability beside those of the likeliest tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprob {
+    /// Natural logarithm of the chosen token's probability, before temperature and cuts.
+    pub logprob: f32,
+    /// The likeliest tokens, likeliest first: id, text, log probability.
+    pub top: Vec<(u32, String, f32)>,
+}
+
+/// Why an answer ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FinishReason {
+    /// The model ended its turn.
+    EndOfText,
+    /// A stop text came.
+    Stop,
+    /// `max_tokens`, or the end of the model's context, was reached.
+    Length,
+}
+
+/// What a job took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens of the answer, those of earlier peers included.
+    pub completion_tokens: u32,
+    /// Milliseconds the prompt took.
+    pub prefill_ms: f64,
+    /// Milliseconds the answer took on the peer that ended it.
+    pub decode_ms: f64,
+}
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobState {
+    /// Accepted, not begun.
+    Queued,
+    /// Being worked on.
+    Running,
+    /// Ended with a result.
+    Done,
+    /// Ended with an error.
+    Failed,
+    /// Ended because somebody asked.
+    Cancelled,
+}
+
+/// A job as `ps` shows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// The job's name.
+    pub id: JobId,
+    /// Its model.
+    pub model: ModelRef,
+    /// Where it stands.
+    pub state: JobState,
+    /// Tokens produced so far.
+    pub tokens: u32,
+    /// The peer that works on it; none when it is this one.
+    pub peer: Option<String>,
+    /// Milliseconds since it was accepted.
+    pub age_ms: u64,
+}

@@ -1,0 +1,38 @@
+//! Every bound on what a peer may send, with its reason.
+
+/// A frame on any protocol of ours. Prompts up to a long context travel inline; larger inputs travel by CID.
+pub const FRAME_BYTES: usize = 1 << 20;
+/// An input larger than this travels by CID, so that a submission stays well inside a frame.
+pub const INLINE_INPUT_BYTES: usize = 256 << 10;
+/// An input that travels by CID: the text of the longest contexts in use, with room.
+pub const BLOB_INPUT_BYTES: u64 = 64 << 20;
+/// Results up to this size come inside the answer to a submission.
+pub const INLINE_RESULT_BYTES: usize = 64 << 10;
+/// An advert: gossip repeats it to every peer, so it must stay small.
+pub const ADVERT_BYTES: usize = 4 << 10;
+/// Models named in one advert, so that it stays small.
+pub const ADVERT_MODELS: usize = 24;
+/// Path of a model below its root.
+pub const MODEL_PATH_BYTES: usize = 512;
+/// Words of an error.
+pub const ERROR_TEXT_BYTES: usize = 2 << 10;
+/// Tokens of one answer: the longest contexts in use.
+pub const ANSWER_TOKENS: u32 = 1 << 17;
+/// Stop texts of one job.
+pub const STOP_TEXTS: usize = 16;
+/// Bytes of one stop text: it is compared at every token.
+pub const STOP_TEXT_BYTES: usize = 256;
+/// Alternatives reported with each token, as OpenAI's interface allows.
+pub const TOP_LOGPROBS: u8 = 20;
+/// Turns of a conversation.
+pub const CHAT_MESSAGES: usize = 4096;
+/// Events of a job are kept this long after it ended, for streams that resume.
+pub const EVENTS_KEPT_MS: u64 = 10 * 60 * 1000;
+/// Events of a job are kept up to this size.
+pub const EVENTS_KEPT_BYTES: usize = 4 << 20;
+/// The longest that a job may take.
+pub const DEADLINE_MS_MAX: u64 = 24 * 60 * 60 * 1000;
+/// Streams that one peer may hold open for a protocol.
+pub const STREAMS_PER_PEER: usize = 64;
+/// The longest life of an advert; one that claims more is dropped.
+pub const ADVERT_LIFE_MS: u64 = 2 * 60 * 1000;

@@ -1,0 +1,65 @@
+//! The messages of `/accel/jobs/1` and `/accel/output/1`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::capability::Advert;
+use crate::error::JobError;
+use crate::job::{EventRecord, JobId, JobSpec, JobStatus};
+
+/// Request-response protocol for jobs.
+pub const JOBS_PROTOCOL: &str = "/accel/jobs/1";
+/// Stream protocol for a job's events.
+pub const OUTPUT_PROTOCOL: &str = "/accel/output/1";
+/// Gossip topic of adverts.
+pub const ADVERTS_TOPIC: &str = "/accel/adverts/1";
+
+/// A request by `/accel/jobs/1`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum JobRequest {
+    /// Take this job.
+    Submit(Box<JobSpec>),
+    /// Where does this job stand?
+    Status(JobId),
+    /// End this job.
+    Cancel(JobId),
+    /// What can you do?
+    Capabilities,
+}
+
+/// The answer to a [`JobRequest`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum JobResponse {
+    /// The job is taken; its events are read by `/accel/output/1`.
+    Accepted {
+        /// The job.
+        job: JobId,
+        /// All events of a job that ended at once; empty otherwise.
+        events: Vec<EventRecord>,
+    },
+    /// The job is not taken.
+    Rejected(Rejection),
+    /// Where the job stands; none when it is not known.
+    Status(Option<JobStatus>),
+    /// Whether there was such a job to cancel.
+    Cancelled(bool),
+    /// What this peer can do.
+    Capabilities(Box<Advert>),
+}
+
+/// Why a job is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejection {
+    /// The reason.
+    pub error: JobError,
+    /// Milliseconds after which trying again makes sense; none when it makes no sense.
+    pub retry_after_ms: Option<u64>,
+}
+
+/// The first frame on an `/accel/output/1` stream; [`EventRecord`] frames follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputRequest {
+    /// The job.
+    pub job: JobId,
+    /// The first event that the requester lacks.
+    pub from: u64,
+}
