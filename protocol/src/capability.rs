@@ -88,6 +88,8 @@ pub struct Advert {
     pub expires_unix_ms: u64,
     /// The program and version.
     pub agent: String,
+    /// Where it listens, as multiaddresses, so that whoever hears the advert can dial it.
+    pub addresses: Vec<String>,
     /// Whether it takes jobs from other peers.
     pub serves_jobs: bool,
     /// The arithmetic it computes with.

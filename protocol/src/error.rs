@@ -41,7 +41,12 @@ impl ErrorCode {
     pub fn may_move(self) -> bool {
         matches!(
             self,
-            Self::ModelNotFound | Self::OutOfResources | Self::WorkerLost | Self::ShuttingDown | Self::UnknownJob | Self::Internal
+            Self::ModelNotFound
+                | Self::OutOfResources
+                | Self::WorkerLost
+                | Self::ShuttingDown
+                | Self::UnknownJob
+                | Self::Internal
         )
     }
 }

@@ -1,4 +1,7 @@
 //! A frame: four bytes of length, big-endian, then bincode. Both are bounded before anything is allocated.
+//!
+//! While decoding, the limit counts integers at their full width and not as the bytes they take on the wire, so that a
+//! small frame cannot become a large value. What is sent has to stay well inside it.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

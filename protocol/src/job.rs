@@ -9,6 +9,8 @@ use crate::capability::Arithmetic;
 use crate::error::JobError;
 use crate::model::ModelRef;
 
+mod validate;
+
 /// A job's name, chosen at random by whoever submits it, so that submitting twice is harmless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId(pub [u8; 16]);
@@ -177,12 +179,30 @@ pub enum JobEvent {
         /// Peers that serve it.
         peers: u32,
     },
+    /// The worker has fetched what it lacked of the model, and checked all of it.
+    Fetched {
+        /// Bytes that came from peers.
+        bytes: u64,
+        /// Peers that sent them.
+        peers: u32,
+        /// Milliseconds it took.
+        elapsed_ms: u64,
+    },
     /// The model is loaded and the prompt is being read.
     Started {
         /// Tokens of the prompt.
         prompt_tokens: u32,
         /// The arithmetic that answers.
         arithmetic: Arithmetic,
+    },
+    /// The worker went away and another goes on with the answer.
+    Moved {
+        /// The peer that goes on.
+        peer: String,
+        /// Tokens that it reads back in.
+        prior_tokens: u32,
+        /// Whether it computes with the same arithmetic, so that the answer is what it would have been.
+        exact: bool,
     },
     /// One token of the answer.
     Token {

@@ -12,12 +12,16 @@ pub const INLINE_RESULT_BYTES: usize = 64 << 10;
 pub const ADVERT_BYTES: usize = 4 << 10;
 /// Models named in one advert, so that it stays small.
 pub const ADVERT_MODELS: usize = 24;
+/// Addresses in one advert, so that it stays small.
+pub const ADVERT_ADDRESSES: usize = 8;
 /// Path of a model below its root.
 pub const MODEL_PATH_BYTES: usize = 512;
 /// Words of an error.
 pub const ERROR_TEXT_BYTES: usize = 2 << 10;
 /// Tokens of one answer: the longest contexts in use.
 pub const ANSWER_TOKENS: u32 = 1 << 17;
+/// Name of an arithmetic: it travels in every advert and beside every answer.
+pub const ARITHMETIC_BYTES: usize = 128;
 /// Stop texts of one job.
 pub const STOP_TEXTS: usize = 16;
 /// Bytes of one stop text: it is compared at every token.

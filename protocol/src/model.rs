@@ -54,7 +54,8 @@ impl FromStr for ModelRef {
         if path.len() > MODEL_PATH_BYTES || !plain {
             return Err(InvalidModelRef::Path { path: path.chars().take(64).collect() });
         }
-        let cid = root.parse().map_err(|source| InvalidModelRef::Cid { text: root.chars().take(64).collect(), source })?;
+        let cid =
+            root.parse().map_err(|source| InvalidModelRef::Cid { text: root.chars().take(64).collect(), source })?;
         Ok(Self { cid, path: path.to_owned() })
     }
 }

@@ -1,0 +1,112 @@
+//! Whether a job is one that can be asked for: numbers in range, texts and lists within [`crate::limits`].
+//!
+//! Everybody who takes a job calls this, at whatever door it came in, so that no later step meets a number that is not
+//! one. What depends on the model (its context, its tokens) is not known here and is checked where the model is.
+
+use std::fmt::Display;
+
+use cid::Cid;
+
+use super::{Generation, Input, JobSpec};
+use crate::error::{ErrorCode, JobError};
+use crate::limits::{
+    ANSWER_TOKENS, ARITHMETIC_BYTES, BLOB_INPUT_BYTES, CHAT_MESSAGES, DEADLINE_MS_MAX, INLINE_INPUT_BYTES,
+    MODEL_PATH_BYTES, STOP_TEXT_BYTES, STOP_TEXTS, TOP_LOGPROBS,
+};
+
+impl JobSpec {
+    /// Whether this job can be asked for.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidRequest`], naming the first field that is wrong.
+    pub fn validate(&self) -> Result<(), JobError> {
+        self.generation.validate()?;
+        self.input.validate()?;
+        // A parsed name is within this; one that was put together in the program need not be.
+        at_most("model path bytes", self.model.path.len(), MODEL_PATH_BYTES)?;
+        at_most("prior tokens", self.prior.len(), self.generation.max_tokens as usize)?;
+        if let Some(arithmetic) = &self.arithmetic {
+            at_most("arithmetic bytes", arithmetic.0.len(), ARITHMETIC_BYTES)?;
+        }
+        within("deadline_ms", self.deadline_ms, 1, DEADLINE_MS_MAX)
+    }
+}
+
+impl Generation {
+    /// Whether these settings make sense for any model.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidRequest`], naming the first field that is wrong.
+    pub fn validate(&self) -> Result<(), JobError> {
+        within("max_tokens", self.max_tokens, 1, ANSWER_TOKENS)?;
+        within("temperature", self.temperature, 0.0, f32::MAX)?;
+        within("top_p", self.top_p, 0.0, 1.0)?;
+        within("min_p", self.min_p, 0.0, 1.0)?;
+        // Logits are divided by it.
+        within("repetition_penalty", self.repetition_penalty, f32::MIN_POSITIVE, f32::MAX)?;
+        if let Some(count) = self.logprobs {
+            within("logprobs", count, 0, TOP_LOGPROBS)?;
+        }
+        at_most("stop texts", self.stop.len(), STOP_TEXTS)?;
+        for text in &self.stop {
+            // An empty text would end every answer before its first token.
+            within("bytes of a stop text", text.len(), 1, STOP_TEXT_BYTES)?;
+        }
+        Ok(())
+    }
+}
+
+impl Input {
+    /// Whether this input may travel inside a job.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidRequest`], saying what is wrong.
+    pub fn validate(&self) -> Result<(), JobError> {
+        match self {
+            Self::Blob(text) => match text.parse::<Cid>() {
+                Ok(_) => Ok(()),
+                Err(error) => {
+                    let start: String = text.chars().take(64).collect();
+                    Err(invalid(format_args!("input blob: expected a CID, found {start:?} ({error})")))
+                }
+            },
+            inline => inline.validate_content(INLINE_INPUT_BYTES as u64),
+        }
+    }
+
+    /// Whether this input may have come out of a blob: larger, and not a blob again.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidRequest`], saying what is wrong.
+    pub fn validate_blob_content(&self) -> Result<(), JobError> {
+        self.validate_content(BLOB_INPUT_BYTES)
+    }
+
+    fn validate_content(&self, limit_bytes: u64) -> Result<(), JobError> {
+        match self {
+            Self::Text(text) => at_most("input bytes", text.len() as u64, limit_bytes),
+            Self::Chat(messages) => {
+                within("messages", messages.len(), 1, CHAT_MESSAGES)?;
+                let bytes = messages.iter().map(|message| message.content.len() as u64).sum();
+                at_most("input bytes", bytes, limit_bytes)
+            }
+            Self::Blob(_) => Err(invalid("input blob: expected a text or a conversation inside, found a blob")),
+        }
+    }
+}
+
+/// An error unless `least <= found <= most`, which NaN is not.
+fn within<T: PartialOrd + Display>(name: &str, found: T, least: T, most: T) -> Result<(), JobError> {
+    if least <= found && found <= most {
+        return Ok(());
+    }
+    Err(invalid(format_args!("{name}: expected {least} to {most}, found {found}")))
+}
+
+fn at_most<T: PartialOrd + Display>(name: &str, found: T, most: T) -> Result<(), JobError> {
+    if found <= most { Ok(()) } else { Err(invalid(format_args!("{name}: expected at most {most}, found {found}"))) }
+}
+
+fn invalid(message: impl Display) -> JobError {
+    JobError::new(ErrorCode::InvalidRequest, message)
+}

@@ -1,0 +1,258 @@
+//! Values of every message: generated ones, and one of each for the snapshot.
+
+use accel_protocol::{
+    Advert, Arithmetic, Backend, Device, ErrorCode, EventRecord, FinishReason, Generation, HeldModel, Input, JobError,
+    JobEvent, JobId, JobRequest, JobResponse, JobSpec, JobState, JobStatus, Load, Message, ModelRef, OutputRequest,
+    Proof, Rejection, Role, Task, TokenLogprob, Usage, frame,
+};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+const ROOTS: [&str; 3] = [
+    "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy",
+    "bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi",
+    "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG",
+];
+
+const CODES: [ErrorCode; 12] = [
+    ErrorCode::InvalidRequest,
+    ErrorCode::ContextLength,
+    ErrorCode::ModelNotFound,
+    ErrorCode::ModelInvalid,
+    ErrorCode::Unsupported,
+    ErrorCode::OutOfResources,
+    ErrorCode::DeadlineExceeded,
+    ErrorCode::WorkerLost,
+    ErrorCode::NoWorker,
+    ErrorCode::ShuttingDown,
+    ErrorCode::UnknownJob,
+    ErrorCode::Internal,
+];
+
+pub fn model() -> impl Strategy<Value = ModelRef> {
+    let path = prop_oneof![Just(String::new()), "[a-zA-Z0-9_-]{1,8}(/[a-zA-Z0-9_. -]{0,6}[a-z]){0,3}"];
+    (select(&ROOTS[..]), path).prop_map(|(root, path)| ModelRef { cid: root.parse().unwrap(), path })
+}
+
+pub fn request() -> impl Strategy<Value = JobRequest> {
+    prop_oneof![
+        4 => job().prop_map(|job| JobRequest::Submit(Box::new(job))),
+        1 => job_id().prop_map(JobRequest::Status),
+        1 => job_id().prop_map(JobRequest::Cancel),
+        1 => Just(JobRequest::Capabilities),
+    ]
+}
+
+pub fn response() -> impl Strategy<Value = JobResponse> {
+    let rejection = (error(), option::of(any::<u64>()));
+    prop_oneof![
+        (job_id(), vec(record(), 0..6)).prop_map(|(job, events)| JobResponse::Accepted { job, events }),
+        rejection.prop_map(|(error, retry_after_ms)| JobResponse::Rejected(Rejection { error, retry_after_ms })),
+        option::of(status()).prop_map(JobResponse::Status),
+        any::<bool>().prop_map(JobResponse::Cancelled),
+        advert().prop_map(|advert| JobResponse::Capabilities(Box::new(advert))),
+    ]
+}
+
+fn job_id() -> impl Strategy<Value = JobId> {
+    any::<[u8; 16]>().prop_map(JobId)
+}
+
+fn arithmetic() -> impl Strategy<Value = Arithmetic> {
+    "[a-z0-9-]{0,24}".prop_map(Arithmetic)
+}
+
+/// Any number but NaN, which is not equal to itself.
+fn number() -> impl Strategy<Value = f32> {
+    prop_oneof![any::<f32>(), Just(f32::INFINITY), Just(-0.0)].prop_filter("NaN", |value| !value.is_nan())
+}
+
+fn error() -> impl Strategy<Value = JobError> {
+    (select(&CODES[..]), ".{0,40}").prop_map(|(code, message)| JobError::new(code, message))
+}
+
+fn input() -> impl Strategy<Value = Input> {
+    let role = select(&[Role::System, Role::User, Role::Assistant][..]);
+    let message = (role, ".{0,30}").prop_map(|(role, content)| Message { role, content });
+    prop_oneof![
+        ".{0,60}".prop_map(Input::Text),
+        vec(message, 0..4).prop_map(Input::Chat),
+        select(&ROOTS[..]).prop_map(|root| Input::Blob(root.into())),
+    ]
+}
+
+fn generation() -> impl Strategy<Value = Generation> {
+    let counts = (any::<u32>(), any::<u32>(), any::<u64>(), option::of(any::<u8>()), any::<bool>());
+    (counts, number(), number(), number(), number(), vec(".{0,8}", 0..3)).prop_map(
+        |((max_tokens, top_k, seed, logprobs, ignore_eos), temperature, top_p, min_p, repetition_penalty, stop)| {
+            Generation {
+                max_tokens,
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                repetition_penalty,
+                seed,
+                stop,
+                logprobs,
+                ignore_eos,
+            }
+        },
+    )
+}
+
+fn job() -> impl Strategy<Value = JobSpec> {
+    let rest = (vec(any::<u32>(), 0..8), option::of(arithmetic()), any::<u64>());
+    (job_id(), model(), input(), generation(), rest).prop_map(
+        |(id, model, input, generation, (prior, arithmetic, deadline_ms))| JobSpec {
+            id,
+            model,
+            task: Task::TextGeneration,
+            input,
+            generation,
+            prior,
+            arithmetic,
+            deadline_ms,
+        },
+    )
+}
+
+fn record() -> impl Strategy<Value = EventRecord> {
+    let top = vec((any::<u32>(), ".{0,6}", number()), 0..3);
+    let logprob = (number(), top).prop_map(|(logprob, top)| TokenLogprob { logprob, top });
+    let reason = select(&[FinishReason::EndOfText, FinishReason::Stop, FinishReason::Length][..]);
+    let usage = (any::<u32>(), any::<u32>(), 0.0..1e9, 0.0..1e9).prop_map(
+        |(prompt_tokens, completion_tokens, prefill_ms, decode_ms)| Usage {
+            prompt_tokens,
+            completion_tokens,
+            prefill_ms,
+            decode_ms,
+        },
+    );
+    let event = prop_oneof![
+        any::<(u64, u64, u32)>().prop_map(|(done_bytes, total_bytes, peers)| JobEvent::Fetching {
+            done_bytes,
+            total_bytes,
+            peers
+        }),
+        (any::<u32>(), arithmetic())
+            .prop_map(|(prompt_tokens, arithmetic)| JobEvent::Started { prompt_tokens, arithmetic }),
+        any::<(u64, u32, u64)>().prop_map(|(bytes, peers, elapsed_ms)| JobEvent::Fetched { bytes, peers, elapsed_ms }),
+        (".{0,60}", any::<u32>(), any::<bool>()).prop_map(|(peer, prior_tokens, exact)| JobEvent::Moved {
+            peer,
+            prior_tokens,
+            exact
+        }),
+        (any::<u32>(), any::<u32>(), ".{0,8}", option::of(logprob))
+            .prop_map(|(index, id, text, logprob)| JobEvent::Token { index, id, text, logprob }),
+        (".{0,8}", reason, usage).prop_map(|(text, reason, usage)| JobEvent::Done { text, reason, usage }),
+        error().prop_map(|error| JobEvent::Failed { error }),
+        Just(JobEvent::Cancelled),
+    ];
+    (any::<u64>(), event).prop_map(|(number, event)| EventRecord { number, event })
+}
+
+fn status() -> impl Strategy<Value = JobStatus> {
+    let states = [JobState::Queued, JobState::Running, JobState::Done, JobState::Failed, JobState::Cancelled];
+    (job_id(), model(), select(states.to_vec()), any::<u32>(), option::of("[a-zA-Z0-9]{0,52}"), any::<u64>())
+        .prop_map(|(id, model, state, tokens, peer, age_ms)| JobStatus { id, model, state, tokens, peer, age_ms })
+}
+
+fn device() -> impl Strategy<Value = Device> {
+    let backends = [Backend::Cpu, Backend::Cuda, Backend::Rocm, Backend::Mps, Backend::OpenVino, Backend::Qnn];
+    let proof = (0.0..1e6, 0.0..1e5, 0.0..1.0).prop_map(|(gflops, gbytes_per_second, max_error)| Proof {
+        gflops,
+        gbytes_per_second,
+        max_error,
+    });
+    let proof = prop_oneof![proof.prop_map(Ok), ".{0,30}".prop_map(Err)];
+    (select(backends.to_vec()), ".{0,20}", any::<u64>(), proof)
+        .prop_map(|(backend, name, memory_bytes, proof)| Device { backend, name, memory_bytes, proof })
+}
+
+fn advert() -> impl Strategy<Value = Advert> {
+    let held =
+        (model(), any::<u64>(), any::<bool>()).prop_map(|(model, bytes, loaded)| HeldModel { model, bytes, loaded });
+    let load = any::<(u32, u32, u32)>().prop_map(|(running, queued, capacity)| Load { running, queued, capacity });
+    let numbers = any::<(u64, u64, u64, bool)>();
+    (numbers, ".{0,20}", vec(".{0,20}", 0..3), arithmetic(), vec(device(), 0..3), vec(held, 0..3), load).prop_map(
+        |((number, expires_unix_ms, free_bytes, serves_jobs), agent, addresses, arithmetic, devices, models, load)| {
+            Advert {
+                number,
+                expires_unix_ms,
+                agent,
+                addresses,
+                serves_jobs,
+                arithmetic,
+                devices,
+                models,
+                free_bytes,
+                load,
+            }
+        },
+    )
+}
+
+/// The bytes of one of each message, by name.
+pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
+    let id = JobId(*b"0123456789abcdef");
+    let model: ModelRef = format!("{}/model", ROOTS[0]).parse().unwrap();
+    let message = |role, content: &str| Message { role, content: content.into() };
+    let job = JobSpec {
+        id,
+        model: model.clone(),
+        task: Task::TextGeneration,
+        input: Input::Chat(vec![message(Role::System, "Be brief."), message(Role::User, "Why?")]),
+        generation: Generation { stop: vec!["\n\n".into()], logprobs: Some(2), ..Generation::default() },
+        prior: vec![1, 300, 70_000],
+        arithmetic: Some(Arithmetic("f32-1".into())),
+        deadline_ms: 60_000,
+    };
+    let error = JobError::new(ErrorCode::ModelNotFound, "nobody has it");
+    let logprob = TokenLogprob { logprob: -0.5, top: vec![(9, " Paris".into(), -0.5), (10, " Lyon".into(), -3.0)] };
+    let usage = Usage { prompt_tokens: 37, completion_tokens: 8, prefill_ms: 12.5, decode_ms: 40.0 };
+    let proof = Proof { gflops: 80.5, gbytes_per_second: 14.25, max_error: 1e-5 };
+    let device = Device { backend: Backend::Cpu, name: "A CPU".into(), memory_bytes: 8 << 30, proof: Ok(proof) };
+    let missing = Device { backend: Backend::Cuda, name: "CUDA".into(), memory_bytes: 0, proof: Err("none".into()) };
+    let advert = Advert {
+        number: 5,
+        expires_unix_ms: 1_800_000_000_000,
+        agent: "accel/0.1.0".into(),
+        addresses: vec!["/ip4/192.0.2.1/tcp/4601".into()],
+        serves_jobs: true,
+        arithmetic: Arithmetic("f32-1".into()),
+        devices: vec![device, missing],
+        models: vec![HeldModel { model: model.clone(), bytes: 98_362_432, loaded: true }],
+        free_bytes: 1 << 40,
+        load: Load { running: 1, queued: 2, capacity: 8 },
+    };
+    let status = JobStatus { id, model, state: JobState::Running, tokens: 3, peer: Some("12D3".into()), age_ms: 250 };
+    let event = |number, event| frame::encode(&EventRecord { number, event }).unwrap();
+    let request = |request: JobRequest| frame::encode(&request).unwrap();
+    let response = |response: JobResponse| frame::encode(&response).unwrap();
+    let cancelled = EventRecord { number: 0, event: JobEvent::Cancelled };
+    let rejection = Rejection { error: error.clone(), retry_after_ms: Some(500) };
+    let token = JobEvent::Token { index: 0, id: 9, text: " Paris".into(), logprob: Some(logprob) };
+    vec![
+        ("request submit", request(JobRequest::Submit(Box::new(job)))),
+        ("request status", request(JobRequest::Status(id))),
+        ("request cancel", request(JobRequest::Cancel(id))),
+        ("request capabilities", request(JobRequest::Capabilities)),
+        ("response accepted", response(JobResponse::Accepted { job: id, events: vec![cancelled] })),
+        ("response rejected", response(JobResponse::Rejected(rejection))),
+        ("response status", response(JobResponse::Status(Some(status)))),
+        ("response cancelled", response(JobResponse::Cancelled(true))),
+        ("response capabilities", response(JobResponse::Capabilities(Box::new(advert)))),
+        ("event fetching", event(0, JobEvent::Fetching { done_bytes: 1, total_bytes: 300, peers: 2 })),
+        ("event fetched", event(1, JobEvent::Fetched { bytes: 300, peers: 2, elapsed_ms: 40 })),
+        ("event moved", event(2, JobEvent::Moved { peer: "12D3KooW".into(), prior_tokens: 40, exact: true })),
+        ("event started", event(1, JobEvent::Started { prompt_tokens: 37, arithmetic: Arithmetic("f32-1".into()) })),
+        ("event token", event(2, token)),
+        ("event done", event(3, JobEvent::Done { text: ".".into(), reason: FinishReason::EndOfText, usage })),
+        ("event failed", event(4, JobEvent::Failed { error })),
+        ("event cancelled", event(5, JobEvent::Cancelled)),
+        ("output", frame::encode(&OutputRequest { job: id, from: 3 }).unwrap()),
+    ]
+}
