@@ -1,0 +1,92 @@
+//! Fused kernels for processors, and the only unsafe code of the workspace.
+//!
+//! Activations are f32 and weights stay as they are stored; a weight is unpacked to exactly the value that its format
+//! defines, in a scratch that fits the first-level cache, and used for all tokens before the next is unpacked.
+//!
+//! **One order of additions.** A product sums over `k` in eight lanes, lane `i` taking the elements `i`, `i + 8`, ... by
+//! fused multiply-add, and the lanes are added in one fixed tree. Attention works through keys in blocks that begin at
+//! fixed positions. So a row's result depends on its inputs and the weights alone: not on the number of tokens beside
+//! it, the chunking of a prompt, the number of threads, or the processor, because every kernel is written once over
+//! `lanes::Lanes`, whose implementations round alike. [`ARITHMETIC`] names this order; changing it changes the name.
+
+mod activation;
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod k_quants;
+mod lanes;
+mod linear;
+mod norm;
+mod pool;
+mod rope;
+mod unpack;
+
+pub use activation::Activation;
+pub use attention::{AttentionShape, KeysValues, QueryRow};
+pub use linear::Product;
+pub use rope::RopeStyle;
+pub(crate) use rope::rope;
+pub use unpack::can_unpack;
+
+use lanes::{Kernel, Portable};
+use pool::Pool;
+
+/// The name of this order of additions.
+pub const ARITHMETIC: &str = "cpu-f32-1";
+
+/// Which instructions the kernels use; the results are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instructions {
+    /// What the compiler makes of plain Rust.
+    Portable,
+    /// AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+impl Instructions {
+    /// The best that this processor has.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if avx2::is_available() {
+            return Self::Avx2;
+        }
+        Self::Portable
+    }
+}
+
+/// A processor: its instructions and the threads that share the work of one operation.
+#[derive(Debug)]
+pub struct Cpu {
+    instructions: Instructions,
+    pool: Pool,
+}
+
+impl Cpu {
+    /// Uses the caller's thread and `threads - 1` more.
+    ///
+    /// # Errors
+    ///
+    /// When the system starts no more threads.
+    pub fn new(threads: usize) -> std::io::Result<Self> {
+        Ok(Self { instructions: Instructions::detect(), pool: Pool::new(threads)? })
+    }
+
+    /// The same, without the instructions that were detected.
+    ///
+    /// # Errors
+    ///
+    /// When the system starts no more threads.
+    pub fn portable(threads: usize) -> std::io::Result<Self> {
+        Ok(Self { instructions: Instructions::Portable, pool: Pool::new(threads)? })
+    }
+
+    /// Runs a kernel on this thread.
+    fn run<K: Kernel>(&self, kernel: K) {
+        match self.instructions {
+            Instructions::Portable => kernel.run::<Portable>(),
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx2 => avx2::run(kernel),
+        }
+    }
+}

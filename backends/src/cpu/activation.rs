@@ -1,0 +1,93 @@
+//! The exponential, and activations made of it.
+
+use super::Cpu;
+use super::lanes::{Kernel, LANES, Lanes};
+
+/// Tokens' worth of floats that one part of the work takes.
+const PART: usize = 4096;
+
+/// `e^x`, to within two units in the last place; below the range of normal floats it stays at the smallest of them.
+///
+/// The Cephes polynomial (S. L. Moshier, `expf`), in fused multiply-adds.
+#[inline(always)]
+pub fn exp<L: Lanes>(x: L) -> L {
+    // The bounds come first, so that NaN passes through.
+    let x = L::splat(88.0).min(L::splat(-87.0).max(x));
+    let power = x.mul(L::splat(std::f32::consts::LOG2_E)).round();
+    let rest = power.mul_add(L::splat(-0.693_359_4), x);
+    let rest = power.mul_add(L::splat(2.121_944_4e-4), rest);
+    let mut sum = L::splat(1.987_569_1e-4);
+    for factor in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+        sum = sum.mul_add(rest, L::splat(factor));
+    }
+    let sum = sum.mul_add(rest.mul(rest), rest).add(L::splat(1.0));
+    sum.mul(power.exp2_whole())
+}
+
+/// What a gate goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + e^-x)`
+    Silu,
+    /// `x (1 + erf(x / sqrt(2))) / 2`, exactly so and not the approximation by tanh.
+    Gelu,
+}
+
+impl Cpu {
+    /// `activation(gate) * up`, elementwise.
+    pub fn gated(&self, activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        assert!(gate.len() == up.len() && up.len() == out.len(), "the shapes of a gated activation");
+        let target = Target(out.as_mut_ptr());
+        let (target, length) = (&target, out.len());
+        self.pool.run(length.div_ceil(PART), &|part, _scratch| {
+            let range = part * PART..length.min((part + 1) * PART);
+            // SAFETY: parts are disjoint ranges inside `out`, which is borrowed for as long as they run.
+            let out = unsafe { std::slice::from_raw_parts_mut(target.0.add(range.start), range.len()) };
+            let (gate, up) = (&gate[range.clone()], &up[range]);
+            match activation {
+                Activation::Silu => self.run(Swiglu { gate, up, out }),
+                Activation::Gelu => {
+                    out.iter_mut().zip(gate).zip(up).for_each(|((out, &gate), &up)| *out = gelu(gate) * up);
+                }
+            }
+        });
+    }
+}
+
+#[inline(always)]
+fn silu<L: Lanes>(x: L) -> L {
+    // Below, the result is smaller than any activation that matters, but the bounded exponential would not make it so.
+    let x = L::splat(-88.0).max(x);
+    x.div(exp(x.mul(L::splat(-1.0))).add(L::splat(1.0)))
+}
+
+fn gelu(x: f32) -> f32 {
+    0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+struct Target(*mut f32);
+
+// SAFETY: parts write disjoint ranges.
+unsafe impl Sync for Target {}
+
+struct Swiglu<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Swiglu<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let (gates, gate_rest) = self.gate.as_chunks::<LANES>();
+        let (ups, up_rest) = self.up.as_chunks::<LANES>();
+        let (outs, out_rest) = self.out.as_chunks_mut::<LANES>();
+        for ((gate, up), out) in gates.iter().zip(ups).zip(outs) {
+            // SAFETY: each is eight floats.
+            unsafe { silu(L::load(gate.as_ptr())).mul(L::load(up.as_ptr())).store(out.as_mut_ptr()) };
+        }
+        for ((&gate, &up), out) in gate_rest.iter().zip(up_rest).zip(out_rest) {
+            *out = silu(L::splat(gate)).mul(L::splat(up)).to_array()[0];
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Products of activations with stored weights.
+//!
+//! Eight rows of weights are unpacked for a stretch of `k` that fits the first-level cache, and used for all tokens. The
+//! sums in progress wait in a scratch between stretches, lane by lane, so that stretches do not show in the result.
+
+use crate::tensor::Weight;
+
+use super::Cpu;
+use super::lanes::{Kernel, LANES, Lanes};
+use super::pool::Scratch;
+use super::unpack::{Format32, Q4_0, Q4_1, Q8_0, unpack};
+use crate::weights::Dtype;
+
+/// Rows that are unpacked together: eight sums hide the latency of fused multiply-add for a single token.
+const ROWS: usize = 8;
+/// Elements of `k` unpacked at once: eight rows of them take 24 KiB. Blocks of every format end here.
+const STRETCH: usize = 768;
+/// Rows of one part of the work.
+const PART_ROWS: usize = 32;
+
+/// One product: `out = x * weight^T + bias`.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// `[n, k]`
+    pub weight: &'a Weight,
+    /// `[n]`
+    pub bias: Option<&'a [f32]>,
+    /// `[tokens, n]`
+    pub out: &'a mut [f32],
+}
+
+impl Cpu {
+    /// Several products of one `x`: `[tokens, k]`, computed in one go.
+    ///
+    /// The caller has checked the shapes.
+    pub fn linear(&self, x: &[f32], tokens: usize, products: &mut [Product<'_>]) {
+        let Some(k) = products.first().map(|product| product.weight.columns()) else { return };
+        let padded = k.next_multiple_of(LANES);
+        let copy = (padded != k).then(|| pad_rows(x, k, padded));
+        let x = copy.as_deref().unwrap_or(x);
+        assert_eq!(x.len(), tokens * padded, "the activations of a product");
+        let mut parts = Vec::new();
+        for (number, product) in products.iter_mut().enumerate() {
+            let rows = product.weight.rows();
+            assert!(product.weight.columns() == k && product.out.len() == tokens * rows, "the shape of a product");
+            parts.extend((0..rows).step_by(PART_ROWS).map(|first| (number, first, PART_ROWS.min(rows - first))));
+        }
+        let targets: Vec<Target<'_>> = products
+            .iter_mut()
+            .map(|product| Target { weight: product.weight, bias: product.bias, out: product.out.as_mut_ptr() })
+            .collect();
+        let targets = &targets[..];
+        self.pool.run(parts.len(), &|part, scratch| {
+            let (number, first, count) = parts[part];
+            let target = &targets[number];
+            self.run(Rows { target, first, count, x, tokens, scratch });
+        });
+    }
+
+    /// Rows of a table, as f32: `[ids, k]`.
+    ///
+    /// The caller has checked the ids.
+    pub fn gather(&self, table: &Weight, ids: &[u32], out: &mut [f32]) {
+        for (&id, out) in ids.iter().zip(out.chunks_exact_mut(table.columns())) {
+            self.run(Unpack { weight: table, row: id as usize, out });
+        }
+    }
+}
+
+fn pad_rows(x: &[f32], k: usize, padded: usize) -> Vec<f32> {
+    let mut copy = vec![0.0; x.len() / k * padded];
+    copy.chunks_exact_mut(padded).zip(x.chunks_exact(k)).for_each(|(to, from)| to[..k].copy_from_slice(from));
+    copy
+}
+
+struct Target<'a> {
+    weight: &'a Weight,
+    bias: Option<&'a [f32]>,
+    out: *mut f32,
+}
+
+// SAFETY: parts write disjoint rows of `out`, which `Cpu::linear` borrows for as long as they run.
+unsafe impl Sync for Target<'_> {}
+
+struct Unpack<'a> {
+    weight: &'a Weight,
+    row: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Unpack<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        unpack::<L>(self.weight.dtype(), self.weight.row(self.row), self.out);
+    }
+}
+
+/// Some rows of one product, for all tokens.
+struct Rows<'a> {
+    target: &'a Target<'a>,
+    first: usize,
+    count: usize,
+    x: &'a [f32],
+    tokens: usize,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Rows<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Self { target, first, count, x, tokens, scratch } = self;
+        let columns = target.weight.columns();
+        let padded = columns.next_multiple_of(LANES);
+        scratch.weights.resize(ROWS * STRETCH, 0.0);
+        for group in (first..first + count).step_by(ROWS) {
+            let rows = ROWS.min(first + count - group);
+            scratch.sums.clear();
+            scratch.sums.resize(tokens * ROWS * LANES, 0.0);
+            let stretch =
+                if single::<L>(target.weight, group, rows, x, tokens, &mut scratch.sums) { 0 } else { columns };
+            for begin in (0..stretch).step_by(STRETCH) {
+                let length = STRETCH.min(columns - begin);
+                let weights = &mut scratch.weights[..];
+                for (row, to) in weights.chunks_exact_mut(STRETCH).enumerate().take(rows) {
+                    unpack::<L>(
+                        target.weight.dtype(),
+                        target.weight.piece(group + row, begin, length),
+                        &mut to[..length],
+                    );
+                    to[length..length.next_multiple_of(LANES)].fill(0.0);
+                }
+                let vectors = length.div_ceil(LANES);
+                multiply::<L>(weights, &x[begin..], padded, tokens, vectors, &mut scratch.sums);
+            }
+            for (token, sums) in scratch.sums.chunks_exact(ROWS * LANES).enumerate() {
+                for (row, lanes) in sums.chunks_exact(LANES).enumerate().take(rows) {
+                    // SAFETY: `lanes` is eight floats.
+                    let sum = unsafe { L::load(lanes.as_ptr()) }.sum();
+                    let biased = target.bias.map_or(sum, |bias| sum + bias[group + row]);
+                    // SAFETY: `out` is `[tokens, rows of the weight]`, checked in `Cpu::linear`, and nobody else writes
+                    // this row.
+                    unsafe { target.out.add(token * target.weight.rows() + group + row).write(biased) };
+                }
+            }
+        }
+    }
+}
+
+/// One token with weights of the commonest formats, unpacked in registers; whether it was one.
+#[inline(always)]
+fn single<L: Lanes>(weight: &Weight, first: usize, rows: usize, x: &[f32], tokens: usize, sums: &mut [f32]) -> bool {
+    if tokens != 1 || rows != ROWS {
+        return false;
+    }
+    match weight.dtype() {
+        Dtype::Q4_0 => single_of::<L, Q4_0>(weight, first, x, sums),
+        Dtype::Q4_1 => single_of::<L, Q4_1>(weight, first, x, sums),
+        Dtype::Q8_0 => single_of::<L, Q8_0>(weight, first, x, sums),
+        _ => return false,
+    }
+    true
+}
+
+/// The sums of [`ROWS`] rows with one token, in the order of [`tile`].
+#[inline(always)]
+fn single_of<L: Lanes, F: Format32>(weight: &Weight, first: usize, x: &[f32], sums: &mut [f32]) {
+    /// Rows that share the registers.
+    const TOGETHER: usize = 4;
+    let blocks = weight.columns() / 32;
+    assert!(x.len() >= blocks * 32 && sums.len() >= ROWS * LANES, "the shape of a product");
+    for begin in (0..ROWS).step_by(TOGETHER) {
+        let mut rows = [std::ptr::null(); TOGETHER];
+        for (row, from) in rows.iter_mut().enumerate() {
+            let bytes = weight.row(first + begin + row);
+            assert!(bytes.len() == blocks * F::BYTES, "the bytes of a row");
+            *from = bytes.as_ptr();
+        }
+        let mut totals = [L::splat(0.0); TOGETHER];
+        for block in 0..blocks {
+            // SAFETY: `x` has 32 floats for each block, and each row the bytes of `blocks` blocks, as checked above.
+            unsafe {
+                let x = x.as_ptr().add(block * 32);
+                let inputs = [L::load(x), L::load(x.add(LANES)), L::load(x.add(2 * LANES)), L::load(x.add(3 * LANES))];
+                for row in 0..TOGETHER {
+                    let vectors: [L; 4] = F::vectors(rows[row].add(block * F::BYTES));
+                    for part in 0..4 {
+                        totals[row] = vectors[part].mul_add(inputs[part], totals[row]);
+                    }
+                }
+            }
+        }
+        for (row, total) in totals.into_iter().enumerate() {
+            // SAFETY: `sums` has `ROWS` vectors.
+            unsafe { total.store(sums.as_mut_ptr().add((begin + row) * LANES)) };
+        }
+    }
+}
+
+/// Adds the products of a stretch to the sums `[tokens, ROWS, LANES]`.
+///
+/// weights: `[ROWS, STRETCH]`; x: from the stretch's first column of the first token on, `padded` floats apart.
+#[inline(always)]
+fn multiply<L: Lanes>(weights: &[f32], x: &[f32], padded: usize, tokens: usize, vectors: usize, sums: &mut [f32]) {
+    assert!(weights.len() >= ROWS * STRETCH && vectors * LANES <= STRETCH, "the scratch of a product");
+    assert!(sums.len() >= tokens * ROWS * LANES, "the sums of a product");
+    assert!(tokens > 0 && x.len() >= (tokens - 1) * padded + vectors * LANES, "the activations of a product");
+    let mut token = 0;
+    while token < tokens {
+        // SAFETY: the lengths are checked above; tiles reach up to `tokens` tokens, `ROWS` rows and `vectors` vectors.
+        unsafe {
+            let (w, x) = (weights.as_ptr(), x.as_ptr().add(token * padded));
+            let sums = sums.as_mut_ptr().add(token * ROWS * LANES);
+            if tokens - token >= 3 {
+                tile::<L, 4, 3>(w, x, padded, vectors, sums);
+                tile::<L, 4, 3>(w.add(4 * STRETCH), x, padded, vectors, sums.add(4 * LANES));
+                token += 3;
+            } else if tokens - token == 2 {
+                tile::<L, 4, 2>(w, x, padded, vectors, sums);
+                tile::<L, 4, 2>(w.add(4 * STRETCH), x, padded, vectors, sums.add(4 * LANES));
+                token += 2;
+            } else {
+                tile::<L, ROWS, 1>(w, x, padded, vectors, sums);
+                token += 1;
+            }
+        }
+    }
+}
+
+/// One tile: `R` rows of weights with `T` tokens. Each sum goes through the same operations in every shape of tile.
+///
+/// # Safety
+///
+/// The pointers must be valid for `R` rows, `T` tokens and `vectors` vectors of each.
+#[inline(always)]
+unsafe fn tile<L: Lanes, const R: usize, const T: usize>(
+    weights: *const f32,
+    x: *const f32,
+    padded: usize,
+    vectors: usize,
+    sums: *mut f32,
+) {
+    // SAFETY: the caller's promise covers all accesses below.
+    unsafe {
+        let mut tile = [[L::splat(0.0); T]; R];
+        for (row, totals) in tile.iter_mut().enumerate() {
+            for (token, total) in totals.iter_mut().enumerate() {
+                *total = L::load(sums.add((token * ROWS + row) * LANES));
+            }
+        }
+        for vector in 0..vectors {
+            let mut inputs = [L::splat(0.0); T];
+            for (token, input) in inputs.iter_mut().enumerate() {
+                *input = L::load(x.add(token * padded + vector * LANES));
+            }
+            for (row, totals) in tile.iter_mut().enumerate() {
+                let weight = L::load(weights.add(row * STRETCH + vector * LANES));
+                for (total, input) in totals.iter_mut().zip(inputs) {
+                    *total = weight.mul_add(input, *total);
+                }
+            }
+        }
+        for (row, totals) in tile.into_iter().enumerate() {
+            for (token, total) in totals.into_iter().enumerate() {
+                total.store(sums.add((token * ROWS + row) * LANES));
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Stored weights to f32, each to exactly the value that its format defines.
+//!
+//! The formats that models are made of most are unpacked in lanes. A product of a 16-bit scale with at most eight bits
+//! is exact in f32, so `q * d + m` is rounded once however it is computed.
+
+use crate::weights::Dtype;
+
+use super::k_quants;
+use super::lanes::{LANES, Lanes};
+
+/// Whether weights stored so can be computed with.
+pub fn can_unpack(dtype: Dtype) -> bool {
+    use Dtype::*;
+    matches!(dtype, F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K)
+}
+
+/// Unpacks whole blocks.
+///
+/// `out` must have the number of elements that `bytes` holds; types that [`can_unpack`] refuses leave it as it is, and
+/// `Weight` holds none.
+#[inline(always)]
+pub fn unpack<L: Lanes>(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        Dtype::F32 => {
+            let (floats, _) = bytes.as_chunks::<4>();
+            out.iter_mut().zip(floats).for_each(|(to, from)| *to = f32::from_le_bytes(*from));
+        }
+        Dtype::F16 => f16::<L>(bytes, out),
+        Dtype::BF16 => bf16::<L>(bytes, out),
+        Dtype::Q4_0 => blocks::<L, Q4_0>(bytes, out),
+        Dtype::Q4_1 => blocks::<L, Q4_1>(bytes, out),
+        Dtype::Q8_0 => blocks::<L, Q8_0>(bytes, out),
+        _ => k_quants::unpack(dtype, bytes, out),
+    }
+}
+
+// Loops, not closures: a closure does not take on the instructions of its caller.
+
+#[inline(always)]
+fn f16<L: Lanes>(bytes: &[u8], out: &mut [f32]) {
+    let (vectors, rest) = bytes.as_chunks::<16>();
+    let (outs, out_rest) = out.as_chunks_mut::<LANES>();
+    for (from, to) in vectors.iter().zip(outs) {
+        put(L::halves(from), to);
+    }
+    for (from, to) in rest.as_chunks::<2>().0.iter().zip(out_rest) {
+        *to = L::half(*from);
+    }
+}
+
+#[inline(always)]
+fn bf16<L: Lanes>(bytes: &[u8], out: &mut [f32]) {
+    let (vectors, rest) = bytes.as_chunks::<16>();
+    let (outs, out_rest) = out.as_chunks_mut::<LANES>();
+    for (from, to) in vectors.iter().zip(outs) {
+        put(L::brains(from), to);
+    }
+    for (from, to) in rest.as_chunks::<2>().0.iter().zip(out_rest) {
+        *to = f32::from_le_bytes([0, 0, from[0], from[1]]);
+    }
+}
+
+/// A format in blocks of 32, unpacked to four vectors.
+pub trait Format32 {
+    /// Bytes of a block.
+    const BYTES: usize;
+
+    /// Unpacks a block; must be `#[inline(always)]`.
+    ///
+    /// # Safety
+    ///
+    /// `block` must be valid for reading [`Self::BYTES`].
+    unsafe fn vectors<L: Lanes>(block: *const u8) -> [L; 4];
+}
+
+/// 4 bits, one scale.
+pub struct Q4_0;
+
+/// 4 bits, scale and minimum.
+pub struct Q4_1;
+
+/// 8 bits, one scale.
+pub struct Q8_0;
+
+impl Format32 for Q4_0 {
+    const BYTES: usize = 18;
+
+    #[inline(always)]
+    unsafe fn vectors<L: Lanes>(block: *const u8) -> [L; 4] {
+        // SAFETY: the caller promises 18 bytes.
+        let ([low, high], values) = unsafe { (block.cast::<[u8; 2]>().read(), &*block.add(2).cast::<[u8; 16]>()) };
+        let (scale, offset) = (L::splat(L::half([low, high])), L::splat(-8.0));
+        let [a, b, c, d] = L::nibbles(values);
+        [a.add(offset).mul(scale), b.add(offset).mul(scale), c.add(offset).mul(scale), d.add(offset).mul(scale)]
+    }
+}
+
+impl Format32 for Q4_1 {
+    const BYTES: usize = 20;
+
+    #[inline(always)]
+    unsafe fn vectors<L: Lanes>(block: *const u8) -> [L; 4] {
+        // SAFETY: the caller promises 20 bytes.
+        let (head, values) = unsafe { (block.cast::<[u8; 4]>().read(), &*block.add(4).cast::<[u8; 16]>()) };
+        let scale = L::splat(L::half([head[0], head[1]]));
+        let least = L::splat(L::half([head[2], head[3]]));
+        let [a, b, c, d] = L::nibbles(values);
+        [a.mul_add(scale, least), b.mul_add(scale, least), c.mul_add(scale, least), d.mul_add(scale, least)]
+    }
+}
+
+impl Format32 for Q8_0 {
+    const BYTES: usize = 34;
+
+    #[inline(always)]
+    unsafe fn vectors<L: Lanes>(block: *const u8) -> [L; 4] {
+        // SAFETY: the caller promises 34 bytes.
+        let (head, values) = unsafe { (block.cast::<[u8; 2]>().read(), &*block.add(2).cast::<[[u8; 8]; 4]>()) };
+        let scale = L::splat(L::half(head));
+        let [a, b, c, d] = values;
+        [L::signed(a).mul(scale), L::signed(b).mul(scale), L::signed(c).mul(scale), L::signed(d).mul(scale)]
+    }
+}
+
+#[inline(always)]
+fn blocks<L: Lanes, F: Format32>(bytes: &[u8], out: &mut [f32]) {
+    for (block, out) in bytes.chunks_exact(F::BYTES).zip(out.as_chunks_mut::<32>().0) {
+        // SAFETY: the chunk has the bytes of a block.
+        let vectors: [L; 4] = unsafe { F::vectors(block.as_ptr()) };
+        for (lanes, out) in vectors.into_iter().zip(out.as_chunks_mut::<LANES>().0) {
+            put(lanes, out);
+        }
+    }
+}
+
+#[inline(always)]
+fn put<L: Lanes>(lanes: L, out: &mut [f32; LANES]) {
+    // SAFETY: `out` is eight floats.
+    unsafe { lanes.store(out.as_mut_ptr()) };
+}
