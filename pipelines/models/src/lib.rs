@@ -1,1 +1,18 @@
-//! .
+//! What models are: their configuration, their weights' names, and one forward pass per family.
+//!
+//! A model type is data ([`arch`]); a family is code ([`family`]). Nothing here knows tokens' texts, jobs or peers.
+
+#![forbid(unsafe_code)]
+
+pub mod arch;
+pub mod cache;
+pub mod config;
+pub mod family;
+pub mod layers;
+pub mod rules;
+pub mod spec;
+pub mod stack;
+
+mod error;
+
+pub use error::ModelError;

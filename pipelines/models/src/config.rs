@@ -1,0 +1,220 @@
+//! Reads configurations key by key, and names the key in every error.
+//!
+//! One reader serves `config.json` and the metadata of GGUF files, so that both are held to the same checks.
+
+use std::io;
+
+use accel_backends::files::{ModelFiles, read_small};
+use accel_backends::weights::gguf::{Metadata, Value as GgufValue};
+use serde_json::{Map, Value};
+
+/// A configuration; the largest have label lists of thousands of names.
+const CONFIG_BYTES_MAX: u64 = 8 << 20;
+const CONFIG_FILE: &str = "config.json";
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be had.
+    #[error("{file}: {source}")]
+    Read {
+        /// The file.
+        file: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no configuration.
+    #[error("the model has no {CONFIG_FILE}; it is needed beside safetensors")]
+    NoFile,
+    /// The file is no JSON object.
+    #[error("{file}: expected a JSON object: {reason}")]
+    Syntax {
+        /// The file.
+        file: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A key is not there.
+    #[error("{path}: expected {expected}, found nothing")]
+    Missing {
+        /// File and key.
+        path: String,
+        /// What should be there.
+        expected: &'static str,
+    },
+    /// A key has a value of another kind.
+    #[error("{path}: expected {expected}, found {found}")]
+    Mistyped {
+        /// File and key.
+        path: String,
+        /// What should be there.
+        expected: String,
+        /// What is.
+        found: String,
+    },
+}
+
+/// A configuration, or a section of one.
+#[derive(Debug)]
+pub struct Config {
+    path: String,
+    values: Map<String, Value>,
+}
+
+impl Config {
+    /// Reads `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there, too large, or no JSON object.
+    pub fn read(files: &dyn ModelFiles) -> Result<Self, ConfigError> {
+        let text = read_small(files, CONFIG_FILE, CONFIG_BYTES_MAX)
+            .map_err(|source| ConfigError::Read { file: CONFIG_FILE.into(), source })?
+            .ok_or(ConfigError::NoFile)?;
+        let values = serde_json::from_slice(&text)
+            .map_err(|error| ConfigError::Syntax { file: CONFIG_FILE.into(), reason: error.to_string() })?;
+        Ok(Self { path: CONFIG_FILE.into(), values })
+    }
+
+    /// The metadata of a GGUF file, without its lists.
+    pub fn from_gguf(metadata: &Metadata) -> Self {
+        let scalar = |value: &GgufValue| {
+            Some(match value {
+                GgufValue::Unsigned(number) => Value::from(*number),
+                GgufValue::Signed(number) => Value::from(*number),
+                GgufValue::Float(number) => Value::from(*number),
+                GgufValue::Bool(truth) => Value::from(*truth),
+                GgufValue::Text(text) => Value::from(text.as_str()),
+                _ => return None,
+            })
+        };
+        let values = metadata.iter().filter_map(|(key, value)| Some((key.to_owned(), scalar(value)?))).collect();
+        Self { path: "GGUF metadata".into(), values }
+    }
+
+    /// The place of a key, for errors.
+    pub fn path(&self, key: &str) -> String {
+        format!("{}: {key}", self.path)
+    }
+
+    /// Whether a key has a value other than null.
+    pub fn has(&self, key: &str) -> bool {
+        self.value(key).is_some()
+    }
+
+    /// A size: a positive whole number of at most 2^31.
+    ///
+    /// # Errors
+    ///
+    /// When it is missing or mistyped.
+    pub fn size(&self, key: &str) -> Result<usize, ConfigError> {
+        self.required(key, "a positive whole number", Self::optional_size)
+    }
+
+    /// A size that may be left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn optional_size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
+        let size = |value: &Value| value.as_u64().filter(|size| (1..=1 << 31).contains(size)).map(|size| size as usize);
+        self.optional(key, "a positive whole number", size)
+    }
+
+    /// A number.
+    ///
+    /// # Errors
+    ///
+    /// When it is missing or mistyped.
+    pub fn number(&self, key: &str) -> Result<f64, ConfigError> {
+        self.required(key, "a number", Self::optional_number)
+    }
+
+    /// A number that may be left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn optional_number(&self, key: &str) -> Result<Option<f64>, ConfigError> {
+        self.optional(key, "a number", Value::as_f64)
+    }
+
+    /// A truth value, with what holds when it is left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn truth_or(&self, key: &str, default: bool) -> Result<bool, ConfigError> {
+        Ok(self.optional(key, "true or false", Value::as_bool)?.unwrap_or(default))
+    }
+
+    /// A text.
+    ///
+    /// # Errors
+    ///
+    /// When it is missing or mistyped.
+    pub fn text(&self, key: &str) -> Result<String, ConfigError> {
+        self.required(key, "a text", Self::optional_text)
+    }
+
+    /// A text that may be left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn optional_text(&self, key: &str) -> Result<Option<String>, ConfigError> {
+        self.optional(key, "a text", |value| value.as_str().map(str::to_owned))
+    }
+
+    /// A list of texts; empty when it is left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn texts(&self, key: &str) -> Result<Vec<String>, ConfigError> {
+        let texts = |value: &Value| {
+            value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
+        };
+        Ok(self.optional(key, "a list of texts", texts)?.unwrap_or_default())
+    }
+
+    /// A section that may be left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn section(&self, key: &str) -> Result<Option<Self>, ConfigError> {
+        let values = self.optional(key, "an object", |value| value.as_object().cloned())?;
+        Ok(values.map(|values| Self { path: self.path(key), values }))
+    }
+
+    /// An error about the value of a key.
+    pub fn wrong(&self, key: &str, expected: impl Into<String>) -> ConfigError {
+        let found = self.value(key).map_or_else(|| "nothing".into(), Value::to_string);
+        let found = found.chars().take(80).collect();
+        ConfigError::Mistyped { path: self.path(key), expected: expected.into(), found }
+    }
+
+    fn value(&self, key: &str) -> Option<&Value> {
+        self.values.get(key).filter(|value| !value.is_null())
+    }
+
+    fn required<T>(
+        &self,
+        key: &str,
+        expected: &'static str,
+        read: impl Fn(&Self, &str) -> Result<Option<T>, ConfigError>,
+    ) -> Result<T, ConfigError> {
+        read(self, key)?.ok_or_else(|| ConfigError::Missing { path: self.path(key), expected })
+    }
+
+    fn optional<T>(
+        &self,
+        key: &str,
+        expected: &'static str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
+        self.value(key).map(|value| read(value).ok_or_else(|| self.wrong(key, expected))).transpose()
+    }
+}

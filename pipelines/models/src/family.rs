@@ -1,0 +1,3 @@
+//! Families: what a kind of model computes, without the name of any model type.
+
+pub mod decoder;

@@ -1,0 +1,82 @@
+//! What can go wrong between a model's files and a job's answer.
+
+use accel_backends::tensor::TensorError;
+use accel_backends::weights::WeightsError;
+use accel_models::ModelError;
+use accel_protocol::{ErrorCode, JobError};
+
+/// A pipeline cannot be made, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// The model cannot be loaded or run.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Its tokenizer is missing or damaged.
+    #[error("{place}: {reason}")]
+    Tokenizer {
+        /// Which part of it.
+        place: String,
+        /// What was expected and found.
+        reason: String,
+    },
+    /// Its tokenizer is of a kind that is not known.
+    #[error("{what} {found:?} is not supported; supported: {supported}")]
+    Unsupported {
+        /// What kind of thing.
+        what: &'static str,
+        /// What was found.
+        found: String,
+        /// What would do.
+        supported: String,
+    },
+    /// Its chat template does not parse.
+    #[error("the model's chat template: {reason}")]
+    ChatTemplate {
+        /// Why not.
+        reason: String,
+    },
+    /// The engine could not be started.
+    #[error("the compute engine: {0}")]
+    Engine(#[source] TensorError),
+}
+
+impl From<WeightsError> for PipelineError {
+    fn from(error: WeightsError) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+impl PipelineError {
+    /// A damaged or missing part of a tokenizer.
+    pub(crate) fn tokenizer(place: impl Into<String>, reason: impl ToString) -> Self {
+        Self::Tokenizer { place: place.into(), reason: reason.to_string() }
+    }
+
+    /// What kind of thing went wrong, for programs.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Model(ModelError::Unsupported { .. }) | Self::Unsupported { .. } => ErrorCode::Unsupported,
+            Self::Model(ModelError::Tensor { source: TensorError::Dtype { .. }, .. }) => ErrorCode::Unsupported,
+            Self::Model(ModelError::OutOfMemory { .. }) | Self::Engine(_) => ErrorCode::OutOfResources,
+            Self::Model(ModelError::Weights(WeightsError::Read { source, .. }))
+                if source.kind() == std::io::ErrorKind::OutOfMemory =>
+            {
+                ErrorCode::OutOfResources
+            }
+            Self::Model(ModelError::State { .. }) => ErrorCode::Internal,
+            Self::Model(_) | Self::Tokenizer { .. } | Self::ChatTemplate { .. } => ErrorCode::ModelInvalid,
+        }
+    }
+}
+
+impl From<&PipelineError> for JobError {
+    fn from(error: &PipelineError) -> Self {
+        Self::new(error.code(), error)
+    }
+}
+
+impl From<PipelineError> for JobError {
+    fn from(error: PipelineError) -> Self {
+        Self::from(&error)
+    }
+}

@@ -1,0 +1,91 @@
+//! The seam that the node runs a model through: admit jobs, step some of them, evict them.
+//!
+//! Who steps when, and how many tokens each job may have, is the caller's plan; a pipeline only does as planned. It is
+//! owned by one thread.
+
+use std::sync::Arc;
+
+use accel_backends::files::ModelFiles;
+use accel_backends::tensor::Engine;
+use accel_backends::weights;
+use accel_models::family::decoder::Decoder;
+use accel_models::rules::Loader;
+use accel_models::{ModelError, arch};
+use accel_protocol::{Arithmetic, JobError, JobEvent, JobId, JobSpec};
+
+use crate::error::PipelineError;
+use crate::text::TextPipeline;
+use crate::tokenizer::Tokenizer;
+
+/// What a pipeline may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Threads that compute, the caller's included.
+    pub threads: usize,
+    /// The most positions of a sequence, where that is to be less than the model's own.
+    pub context_tokens: Option<usize>,
+    /// The most memory for weights and sequences together; none for no bound.
+    pub memory_bytes: Option<u64>,
+}
+
+/// What a job will take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Tokens of its prompt.
+    pub prompt_tokens: u32,
+    /// Memory of its sequence when it is longest.
+    pub memory_bytes: u64,
+}
+
+/// Which jobs go on in a step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepPlan {
+    /// A job, and how many tokens it may read in this step. A job that has read all it has produces one more; jobs that
+    /// are not known are passed over.
+    pub work: Vec<(JobId, usize)>,
+}
+
+/// A model that works on jobs.
+pub trait Pipeline: Send {
+    /// The arithmetic of its results.
+    fn arithmetic(&self) -> Arithmetic;
+
+    /// Memory that its weights occupy.
+    fn memory_bytes(&self) -> u64;
+
+    /// Takes a job on; its first event comes with its first step.
+    ///
+    /// # Errors
+    ///
+    /// When the job is wrong, too long, or too large for the memory that is left.
+    fn admit(&mut self, spec: &JobSpec) -> Result<Cost, JobError>;
+
+    /// Carries the planned jobs on. A job that has ended with `Done` or `Failed` is gone.
+    fn step(&mut self, plan: &StepPlan, out: &mut dyn FnMut(JobId, JobEvent));
+
+    /// Forgets a job.
+    fn evict(&mut self, job: JobId);
+}
+
+/// The arithmetic of every pipeline that this program can load.
+pub fn arithmetic() -> Arithmetic {
+    Arithmetic(accel_backends::cpu::ARITHMETIC.to_owned())
+}
+
+/// Loads a model.
+///
+/// # Errors
+///
+/// When the files hold no model that can be run, or it needs more than `options` allow.
+pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn Pipeline>, PipelineError> {
+    let index = weights::index(&*files)?;
+    let (spec, rules) = arch::describe(&*files, &index)?;
+    if let Some(allowed_bytes) = options.memory_bytes.filter(|&allowed| allowed < index.bytes()) {
+        return Err(ModelError::OutOfMemory { needed_bytes: index.bytes(), allowed_bytes }.into());
+    }
+    let tokenizer = Tokenizer::load(&*files, index.gguf())?;
+    let engine = Engine::cpu(options.threads).map_err(PipelineError::Engine)?;
+    let loader = Loader { files: &*files, index: &index, rules, engine: &engine };
+    let decoder = Decoder::load(&loader, spec)?;
+    Ok(Box::new(TextPipeline::new(engine, decoder, tokenizer, index.bytes(), options)))
+}

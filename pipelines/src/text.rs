@@ -1,0 +1,359 @@
+//! Text generation: several jobs at once, each with its own keys and values.
+//!
+//! A job is a prompt, the answer so far, and how much of both has been read. Everything it emits is a function of the
+//! job and of the model's arithmetic, so a job that another peer began goes on here with the very next token: its earlier
+//! tokens are read like a longer prompt, and run through the text and stop logic without being said again.
+
+mod answer;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use accel_backends::tensor::Engine;
+use accel_models::ModelError;
+use accel_models::cache::{Row, State};
+use accel_models::family::decoder::Decoder;
+use accel_protocol::limits::{ANSWER_TOKENS, STOP_TEXT_BYTES, STOP_TEXTS, TOP_LOGPROBS};
+use accel_protocol::{
+    Arithmetic, ErrorCode, FinishReason, Generation, Input, JobError, JobEvent, JobId, JobSpec, Usage,
+};
+
+use crate::pipeline::{Cost, LoadOptions, Pipeline, StepPlan};
+use crate::sampling::{self, NotNumbers};
+use crate::tokenizer::Tokenizer;
+use answer::Answer;
+
+/// A decoder that works on jobs.
+pub struct TextPipeline {
+    engine: Engine,
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    state: State,
+    weight_bytes: u64,
+    state_bytes_max: Option<u64>,
+    context: usize,
+    jobs: BTreeMap<JobId, Job>,
+}
+
+struct Job {
+    slot: usize,
+    generation: Generation,
+    /// The prompt, then the answer.
+    tokens: Vec<u32>,
+    prompt: usize,
+    /// Tokens whose keys and values are kept.
+    read: usize,
+    answer: Answer,
+    state_bytes: u64,
+    started: Option<Instant>,
+    answering: Option<Instant>,
+    /// The job has nothing left to do but say so.
+    ended: Option<FinishReason>,
+}
+
+impl TextPipeline {
+    /// A pipeline without jobs.
+    pub fn new(
+        engine: Engine,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        weight_bytes: u64,
+        options: &LoadOptions,
+    ) -> Self {
+        let context = options.context_tokens.unwrap_or(usize::MAX).min(decoder.context());
+        let state_bytes_max = options.memory_bytes.map(|bytes| bytes.saturating_sub(weight_bytes));
+        let (state, jobs) = (decoder.state(), BTreeMap::new());
+        Self { engine, decoder, tokenizer, state, weight_bytes, state_bytes_max, context, jobs }
+    }
+
+    /// The tokens of a job's input.
+    fn prompt(&self, input: &Input) -> Result<Vec<u32>, JobError> {
+        let invalid = |reason: String| JobError::new(ErrorCode::InvalidRequest, reason);
+        let prompt = match input {
+            Input::Text(text) => self.tokenizer.encode_text(text),
+            Input::Chat(messages) => {
+                let no_template = "the model has no chat template; send the prompt as plain text instead";
+                let template = self.tokenizer.chat().ok_or_else(|| invalid(no_template.into()))?;
+                let text = template.render(messages).map_err(|e| invalid(format!("the model's chat template: {e}")))?;
+                self.tokenizer.encode_prompt(&text)
+            }
+            Input::Blob(_) => Err("an input by CID has to be fetched before the job is admitted".into()),
+        };
+        let prompt = prompt.map_err(invalid)?;
+        if prompt.is_empty() {
+            return Err(invalid("the prompt has no tokens; send at least one".into()));
+        }
+        Ok(prompt)
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<(), JobError> {
+        let vocabulary = self.decoder.vocabulary();
+        match tokens.iter().find(|&&id| id as usize >= vocabulary) {
+            None => Ok(()),
+            Some(id) => {
+                let words = format!("the token {id} is outside the model's vocabulary of {vocabulary}");
+                Err(JobError::new(ErrorCode::ModelInvalid, words))
+            }
+        }
+    }
+
+    /// The most positions that a job will take, if the context holds its prompt.
+    fn positions(&self, prompt: usize, spec: &JobSpec) -> Result<usize, JobError> {
+        let context = self.context;
+        if prompt > context || prompt + spec.prior.len() > context + 1 {
+            let words = format!(
+                "the prompt takes {prompt} tokens and the answer so far {}, but the model's context has {context}; \
+                 shorten the prompt",
+                spec.prior.len()
+            );
+            return Err(JobError::new(ErrorCode::ContextLength, words));
+        }
+        Ok(context.min(prompt + (spec.generation.max_tokens as usize).max(spec.prior.len())))
+    }
+
+    fn reserve(&self, state_bytes: u64) -> Result<(), JobError> {
+        let used: u64 = self.jobs.values().map(|job| job.state_bytes).sum();
+        match self.state_bytes_max {
+            Some(allowed) if used.saturating_add(state_bytes) > allowed => {
+                let words = format!(
+                    "the job's keys and values take up to {state_bytes} bytes, but {} of {allowed} are left; \
+                     ask for fewer tokens or try later",
+                    allowed.saturating_sub(used)
+                );
+                Err(JobError::new(ErrorCode::OutOfResources, words))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins the planned jobs, and gathers what each reads.
+    fn gather(&mut self, plan: &StepPlan, out: &mut dyn FnMut(JobId, JobEvent)) -> Vec<(JobId, Row)> {
+        let arithmetic = self.arithmetic();
+        let mut work: Vec<(JobId, Row)> = Vec::new();
+        for &(id, budget) in &plan.work {
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            if budget == 0 || work.iter().any(|(other, _)| *other == id) {
+                continue;
+            }
+            if job.started.is_none() {
+                job.started = Some(Instant::now());
+                let prompt_tokens = job.prompt as u32;
+                out(id, JobEvent::Started { prompt_tokens, arithmetic: arithmetic.clone() });
+            }
+            if let Some(reason) = job.ended {
+                self.end(id, reason, out);
+                continue;
+            }
+            let len = budget.min(job.tokens.len() - job.read);
+            work.push((id, Row { len, past: job.read, slot: job.slot }));
+        }
+        work
+    }
+
+    /// Reads the work's tokens; answers the logits of each job that has read all it has.
+    fn read(&mut self, work: &[(JobId, Row)]) -> Result<Vec<(JobId, Vec<f32>)>, ModelError> {
+        let (mut ids, mut rows, mut wanted, mut whole) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for &(id, row) in work {
+            let Some(job) = self.jobs.get(&id) else { continue };
+            ids.extend_from_slice(&job.tokens[row.past..row.past + row.len]);
+            rows.push(row);
+            if row.past + row.len == job.tokens.len() {
+                wanted.push(ids.len() - 1);
+                whole.push(id);
+            }
+        }
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let logits = self.decoder.forward(&self.engine, &ids, &rows, &wanted, &mut self.state)?;
+        for (id, row) in work {
+            if let Some(job) = self.jobs.get_mut(id) {
+                job.read = row.past + row.len;
+            }
+        }
+        let Some(logits) = logits else { return Ok(Vec::new()) };
+        let rows =
+            logits.read(|all| all.chunks_exact(self.decoder.vocabulary()).map(<[f32]>::to_vec).collect::<Vec<_>>());
+        let rows = rows.map_err(|source| ModelError::Tensor { place: "logits".into(), source })?;
+        Ok(whole.into_iter().zip(rows).collect())
+    }
+
+    /// Chooses a job's next token and says what follows from it.
+    fn produce(&mut self, id: JobId, logits: Vec<f32>, out: &mut dyn FnMut(JobId, JobEvent)) -> Result<(), JobError> {
+        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
+        let index = job.answer.tokens();
+        let choice = sampling::choose(logits, &job.tokens, index, &job.generation)
+            .map_err(|error: NotNumbers| JobError::new(ErrorCode::ModelInvalid, error))?;
+        job.answering.get_or_insert_with(Instant::now);
+        if self.tokenizer.is_end(choice.id) && !job.generation.ignore_eos {
+            self.end(id, FinishReason::EndOfText, out);
+            return Ok(());
+        }
+        let internal = |reason: String| JobError::new(ErrorCode::Internal, format!("tokenizer: {reason}"));
+        let text = job.answer.push(&self.tokenizer, choice.id).map_err(internal)?;
+        let logprob = choice.logprob.map(|(logprob, top)| accel_protocol::TokenLogprob {
+            logprob,
+            top: top.into_iter().map(|(id, logprob)| (id, self.tokenizer.token_text(id), logprob)).collect(),
+        });
+        job.tokens.push(choice.id);
+        out(id, JobEvent::Token { index: index as u32, id: choice.id, text, logprob });
+        if let Some(reason) = job.finished(self.context) {
+            self.end(id, reason, out);
+        }
+        Ok(())
+    }
+
+    /// Says the last words of a job and forgets it.
+    fn end(&mut self, id: JobId, reason: FinishReason, out: &mut dyn FnMut(JobId, JobEvent)) {
+        let Some(mut job) = self.jobs.remove(&id) else { return };
+        self.state.clear(job.slot);
+        let milliseconds = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
+            (Some(from), Some(to)) => to.duration_since(from).as_secs_f64() * 1e3,
+            _ => 0.0,
+        };
+        let now = Some(Instant::now());
+        let usage = Usage {
+            prompt_tokens: job.prompt as u32,
+            completion_tokens: job.answer.tokens() as u32,
+            prefill_ms: milliseconds(job.started, job.answering.or(now)),
+            decode_ms: milliseconds(job.answering, now),
+        };
+        let event = match job.answer.finish(&self.tokenizer) {
+            Ok((text, stopped)) => {
+                let reason = if stopped { FinishReason::Stop } else { reason };
+                JobEvent::Done { text, reason, usage }
+            }
+            Err(reason) => {
+                JobEvent::Failed { error: JobError::new(ErrorCode::Internal, format!("tokenizer: {reason}")) }
+            }
+        };
+        out(id, event);
+    }
+
+    fn fail(&mut self, id: JobId, error: JobError, out: &mut dyn FnMut(JobId, JobEvent)) {
+        self.evict(id);
+        out(id, JobEvent::Failed { error });
+    }
+}
+
+impl Job {
+    /// Why the answer ends with its last token, if it does.
+    fn finished(&self, context: usize) -> Option<FinishReason> {
+        if self.answer.stopped() {
+            Some(FinishReason::Stop)
+        } else if self.answer.tokens() >= self.generation.max_tokens as usize || self.tokens.len() > context {
+            Some(FinishReason::Length)
+        } else {
+            None
+        }
+    }
+}
+
+impl Pipeline for TextPipeline {
+    fn arithmetic(&self) -> Arithmetic {
+        Arithmetic(self.engine.arithmetic().to_owned())
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
+    fn admit(&mut self, spec: &JobSpec) -> Result<Cost, JobError> {
+        check(spec)?;
+        if self.jobs.contains_key(&spec.id) {
+            return Err(JobError::new(ErrorCode::InvalidRequest, format!("the job {} is here already", spec.id)));
+        }
+        match &spec.arithmetic {
+            Some(asked) if !spec.prior.is_empty() && *asked != self.arithmetic() => {
+                let words =
+                    format!("the answer was begun by {}, and this peer computes {}", asked.0, self.arithmetic().0);
+                return Err(JobError::new(ErrorCode::Unsupported, words));
+            }
+            _ => {}
+        }
+        let mut tokens = self.prompt(&spec.input)?;
+        let prompt = tokens.len();
+        let positions = self.positions(prompt, spec)?;
+        let state_bytes = self.decoder.position_bytes().saturating_mul(positions as u64);
+        self.reserve(state_bytes)?;
+        let mut answer = Answer::new(&tokens, &spec.generation.stop);
+        tokens.extend_from_slice(&spec.prior);
+        self.check_tokens(&tokens)?;
+        for &id in &spec.prior {
+            // What came of these tokens has been said.
+            let _said = answer
+                .push(&self.tokenizer, id)
+                .map_err(|reason| JobError::new(ErrorCode::Internal, format!("tokenizer: {reason}")))?;
+        }
+        let taken: Vec<usize> = self.jobs.values().map(|job| job.slot).collect();
+        let slot = (0..=taken.len()).find(|slot| !taken.contains(slot)).unwrap_or(taken.len());
+        self.state.clear(slot);
+        let generation = spec.generation.clone();
+        let mut job = Job {
+            slot,
+            generation,
+            tokens,
+            prompt,
+            read: 0,
+            answer,
+            state_bytes,
+            started: None,
+            answering: None,
+            ended: None,
+        };
+        job.ended = job.finished(self.context);
+        self.jobs.insert(spec.id, job);
+        Ok(Cost { prompt_tokens: prompt as u32, memory_bytes: state_bytes })
+    }
+
+    fn step(&mut self, plan: &StepPlan, out: &mut dyn FnMut(JobId, JobEvent)) {
+        let work = self.gather(plan, out);
+        match self.read(&work) {
+            Ok(logits) => {
+                for (id, logits) in logits {
+                    if let Err(error) = self.produce(id, logits, out) {
+                        self.fail(id, error, out);
+                    }
+                }
+            }
+            Err(error) => {
+                let error = JobError::new(ErrorCode::Internal, error);
+                for (id, _) in work {
+                    self.fail(id, error.clone(), out);
+                }
+            }
+        }
+    }
+
+    fn evict(&mut self, job: JobId) {
+        if let Some(job) = self.jobs.remove(&job) {
+            self.state.clear(job.slot);
+        }
+    }
+}
+
+/// What no job may ask, whatever the model.
+fn check(spec: &JobSpec) -> Result<(), JobError> {
+    let generation = &spec.generation;
+    let between = |value: f32, least: f32, most: f32| value >= least && value <= most;
+    let complaint = if generation.max_tokens > ANSWER_TOKENS || spec.prior.len() > ANSWER_TOKENS as usize {
+        format!("max_tokens: expected at most {ANSWER_TOKENS}, found {}", generation.max_tokens)
+    } else if !between(generation.temperature, 0.0, 100.0) {
+        format!("temperature: expected 0 to 100, found {}", generation.temperature)
+    } else if !between(generation.top_p, 0.0, 1.0) {
+        format!("top_p: expected 0 to 1, found {}", generation.top_p)
+    } else if !between(generation.min_p, 0.0, 1.0) {
+        format!("min_p: expected 0 to 1, found {}", generation.min_p)
+    } else if !between(generation.repetition_penalty, 0.01, 100.0) {
+        format!("repetition_penalty: expected 0.01 to 100, found {}", generation.repetition_penalty)
+    } else if generation.stop.len() > STOP_TEXTS {
+        format!("stop: expected at most {STOP_TEXTS} texts, found {}", generation.stop.len())
+    } else if let Some(stop) = generation.stop.iter().find(|stop| stop.is_empty() || stop.len() > STOP_TEXT_BYTES) {
+        format!("stop: expected texts of 1 to {STOP_TEXT_BYTES} bytes, found {}", stop.len())
+    } else if let Some(count) = generation.logprobs.filter(|&count| count > TOP_LOGPROBS) {
+        format!("logprobs: expected at most {TOP_LOGPROBS}, found {count}")
+    } else {
+        return Ok(());
+    };
+    Err(JobError::new(ErrorCode::InvalidRequest, complaint))
+}
