@@ -1,0 +1,95 @@
+//! Letting go: unpinning a root and freeing blocks that no pin holds.
+//!
+//! Blocks of a pinned root, of running imports and fetches, and of open models stay. The list of roots is locked from
+//! the marking to the last removal, and a running import or fetch drops its hold only after it pinned its root under
+//! that lock, so a block is held or marked at every moment.
+
+use std::collections::HashSet;
+
+use cid::Cid;
+
+use super::dag;
+use super::error::StoreError;
+use super::roots::Roots;
+use super::tree::{self, Absent};
+use super::{Store, blocking};
+
+/// What was freed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Freed {
+    /// Blocks removed.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Store {
+    /// Unpins a root and frees the blocks that were only its own.
+    ///
+    /// Blocks of a model that is open stay until it is closed and garbage is collected.
+    ///
+    /// # Errors
+    /// `NotPinned`; `Missing` or `Corrupt` when another root is damaged, so that it is not known which blocks it
+    /// shares: this root is unpinned then and nothing is freed.
+    pub async fn remove(&self, cid: &Cid) -> Result<Freed, StoreError> {
+        let store = self.clone();
+        let cid = dag::canonical(cid)?;
+        blocking(move || {
+            let mut roots = store.roots();
+            if !roots.remove(&cid)? {
+                return Err(StoreError::NotPinned { cid });
+            }
+            store.inner.changed.notify_waiters();
+            let marked = store.mark(&roots)?;
+            let tree = tree::walk(store.blocks(), &cid, Absent::Note);
+            match tree {
+                Ok(tree) if tree.missing.is_empty() => {
+                    let own: HashSet<Cid> = tree.blocks().filter(|block| !marked.contains(*block)).copied().collect();
+                    store.free(own.iter())
+                }
+                // A damaged model does not say what was its own: look at every block.
+                _ => store.sweep(&marked),
+            }
+        })
+        .await
+    }
+
+    /// Frees every block that no pinned root, running work or open model holds.
+    ///
+    /// # Errors
+    /// `Missing` or `Corrupt` when a pinned root is damaged: its blocks cannot be told from garbage until it is
+    /// fetched again or removed. Nothing is freed then.
+    pub async fn gc(&self) -> Result<Freed, StoreError> {
+        let store = self.clone();
+        blocking(move || {
+            let roots = store.roots();
+            let marked = store.mark(&roots)?;
+            store.sweep(&marked)
+        })
+        .await
+    }
+
+    fn mark(&self, roots: &Roots) -> Result<HashSet<Cid>, StoreError> {
+        let mut marked = HashSet::new();
+        for root in roots.list() {
+            marked.extend(tree::walk(self.blocks(), &root.cid, Absent::Fail)?.blocks().copied());
+        }
+        Ok(marked)
+    }
+
+    fn sweep(&self, marked: &HashSet<Cid>) -> Result<Freed, StoreError> {
+        let all = self.blocks().list()?;
+        self.free(all.iter().map(|(cid, _)| cid).filter(|cid| !marked.contains(*cid)))
+    }
+
+    fn free<'a>(&self, cids: impl Iterator<Item = &'a Cid>) -> Result<Freed, StoreError> {
+        let mut freed = Freed::default();
+        for cid in cids {
+            if let Some(bytes) = self.blocks().remove_unheld(cid)? {
+                freed.blocks += 1;
+                freed.bytes += bytes;
+            }
+        }
+        Ok(freed)
+    }
+}

@@ -1,0 +1,452 @@
+//! Who is asked for which block.
+//!
+//! One queue of wanted blocks, several lanes that take from it: the lane with the least in flight gets the next one, so
+//! peers share the work by their speed and no block is asked of two. Peers of ours get a lane each; for the rest
+//! there is one bitswap lane. A block that a lane does not have goes to another; a lane that stays silent is closed and
+//! its blocks go back to the queue; every so often all are asked again, and connected peers and the DHT are searched for
+//! more. Only when no block has come for the stall time is the fetch given up, with the names of those asked.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cid::Cid;
+use rust_ipfs::PeerId;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::lane::{self, Event, Order, Reports};
+use super::{FetchOptions, FetchProgress, PeerShare, bitswap};
+use crate::store::Store;
+use crate::store::blocks::{Put, Reservation};
+use crate::store::error::{NotFound, StoreError};
+use crate::store::tree::Missing;
+
+/// Direct lanes at once.
+const MAX_LANES: usize = 8;
+/// Blocks in flight over all lanes; times 1 MiB this bounds memory.
+const MAX_IN_FLIGHT: usize = 48;
+/// Blocks asked for by bitswap while streams of ours are open too.
+const BITSWAP_BESIDE: usize = 2;
+/// How far into the queue a lane looks for a block it has not denied.
+const LOOK_AHEAD: usize = 256;
+/// How often silence is looked at and denied blocks are asked for again.
+const TICK: Duration = Duration::from_millis(250);
+/// Time without a block after which more peers are looked for.
+const SEARCH_AFTER: Duration = Duration::from_secs(1);
+const SEARCH_EVERY: Duration = Duration::from_secs(3);
+const LOOKUP_LIMIT: Duration = Duration::from_secs(10);
+/// A lane is opened this many times at most.
+const MAX_OPENINGS: u32 = 4;
+/// Blocks with wrong bytes after which a peer is not asked again.
+const MAX_WRONG: u32 = 3;
+
+/// The lanes and their queue.
+pub(super) struct Exchange {
+    store: Store,
+    root: Cid,
+    window: usize,
+    stall: Duration,
+    deadline: Option<Duration>,
+    started: Instant,
+    lanes: Vec<Lane>,
+    peers: HashMap<PeerId, Known>,
+    queue: VecDeque<Want>,
+    asked: HashMap<Cid, (usize, Want)>,
+    events: mpsc::Receiver<(usize, Event)>,
+    report_to: mpsc::Sender<(usize, Event)>,
+    lookup: Option<JoinHandle<Vec<PeerId>>>,
+    searched: Option<Instant>,
+    last_block: Instant,
+    fetched_bytes: u64,
+    fetched_blocks: u64,
+    missing_bytes: u64,
+    duplicate_blocks: u64,
+}
+
+struct Lane {
+    peer: Option<PeerId>,
+    wants: Option<mpsc::Sender<Order>>,
+    ready: bool,
+    in_flight: usize,
+    last_heard: Instant,
+    blocks: u64,
+    bytes: u64,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A peer that may be asked.
+#[derive(Default)]
+struct Known {
+    openings: u32,
+    wrong: u32,
+    bitswap_only: bool,
+    last_reason: Option<String>,
+}
+
+struct Want {
+    block: Missing,
+    denied_by: Vec<usize>,
+}
+
+impl Exchange {
+    pub fn new(store: &Store, root: Cid, options: &FetchOptions) -> Self {
+        let (report_to, events) = mpsc::channel(64);
+        let peers = options.providers.iter().map(|peer| (*peer, Known::default())).collect();
+        Self {
+            store: store.clone(),
+            root,
+            window: options.window.clamp(1, MAX_IN_FLIGHT),
+            stall: options.stall,
+            deadline: options.deadline,
+            started: Instant::now(),
+            lanes: Vec::new(),
+            peers,
+            queue: VecDeque::new(),
+            asked: HashMap::new(),
+            events,
+            report_to,
+            lookup: None,
+            searched: None,
+            last_block: Instant::now(),
+            fetched_bytes: 0,
+            fetched_blocks: 0,
+            missing_bytes: 0,
+            duplicate_blocks: 0,
+        }
+    }
+
+    pub fn fetched_bytes(&self) -> u64 {
+        self.fetched_bytes
+    }
+
+    pub fn duplicate_blocks(&self) -> u64 {
+        self.duplicate_blocks
+    }
+
+    /// Who sent what, most first.
+    pub fn shares(&self) -> Vec<PeerShare> {
+        let mut shares: HashMap<Option<PeerId>, (u64, u64)> = HashMap::new();
+        for lane in self.lanes.iter().filter(|lane| lane.blocks > 0) {
+            let share = shares.entry(lane.peer).or_default();
+            share.0 += lane.blocks;
+            share.1 += lane.bytes;
+        }
+        let share = |(peer, (blocks, bytes))| PeerShare { peer, blocks, bytes };
+        let mut shares: Vec<_> = shares.into_iter().map(share).collect();
+        shares.sort_by_key(|share| std::cmp::Reverse(share.bytes));
+        shares
+    }
+
+    /// Gets these blocks, all of them.
+    pub async fn get(
+        &mut self,
+        missing: &[Missing],
+        progress: &mut (dyn FnMut(&FetchProgress) + Send),
+    ) -> Result<Vec<Cid>, StoreError> {
+        self.missing_bytes = missing.iter().filter_map(|block| block.bytes).sum();
+        let reserved = Arc::new(self.store.blocks().reserve(self.missing_bytes)?);
+        self.queue = missing.iter().map(|&block| Want { block, denied_by: Vec::new() }).collect();
+        self.asked.clear();
+        self.last_block = Instant::now();
+        let mut got = Vec::with_capacity(missing.len());
+        if self.peers.is_empty() {
+            self.learn_connected().await;
+        }
+        self.open_lanes();
+        let mut tick = tokio::time::interval(TICK);
+        while got.len() < missing.len() {
+            self.assign(&reserved);
+            tokio::select! {
+                Some((lane, event)) = self.events.recv() => {
+                    if let Some(cid) = self.take(lane, event)? {
+                        got.push(cid);
+                        progress(&self.progress());
+                    }
+                }
+                _ = tick.tick() => self.look_after().await?,
+            }
+        }
+        Ok(got)
+    }
+
+    fn progress(&self) -> FetchProgress {
+        FetchProgress {
+            fetched_bytes: self.fetched_bytes,
+            missing_bytes: self.missing_bytes,
+            fetched_blocks: self.fetched_blocks,
+            peers: self.lanes.iter().filter(|lane| lane.ready && lane.peer.is_some()).count(),
+        }
+    }
+
+    /// Hands wants to the lanes with the least in flight.
+    fn assign(&mut self, reserved: &Arc<Reservation>) {
+        let mut full = HashSet::new();
+        let direct = self.lanes.iter().any(|lane| lane.ready && lane.peer.is_some());
+        // Beside streams of ours, bitswap must not sit on blocks that they would have brought by now.
+        let window = |lane: &Lane| if direct && lane.peer.is_none() { BITSWAP_BESIDE } else { self.window };
+        while self.asked.len() < MAX_IN_FLIGHT && !self.queue.is_empty() {
+            let free = self
+                .lanes
+                .iter()
+                .enumerate()
+                .filter(|(number, lane)| lane.ready && lane.in_flight < window(lane) && !full.contains(number));
+            let Some((number, _)) = free.min_by_key(|(_, lane)| lane.in_flight) else {
+                return;
+            };
+            let mut ahead = self.queue.iter().take(LOOK_AHEAD);
+            let Some(place) = ahead.position(|want| !want.denied_by.contains(&number)) else {
+                full.insert(number);
+                continue;
+            };
+            let Some(want) = self.queue.remove(place) else { return };
+            let lane = &mut self.lanes[number];
+            let order = Order { block: want.block, reserved: reserved.clone() };
+            let sent = lane.wants.as_ref().is_some_and(|wants| wants.try_send(order).is_ok());
+            if !sent {
+                // The lane has ended and its notice is on the way.
+                self.queue.push_front(want);
+                full.insert(number);
+                continue;
+            }
+            if lane.in_flight == 0 {
+                lane.last_heard = Instant::now();
+            }
+            lane.in_flight += 1;
+            self.asked.insert(want.block.cid, (number, want));
+        }
+    }
+
+    /// Takes a lane's report; the block it stored, if it was wanted still.
+    fn take(&mut self, number: usize, event: Event) -> Result<Option<Cid>, StoreError> {
+        self.lanes[number].last_heard = Instant::now();
+        match event {
+            Event::Ready => self.lanes[number].ready = true,
+            Event::Stored { cid, bytes, put } => {
+                self.last_block = Instant::now();
+                if put == Put::Existed {
+                    self.duplicate_blocks += 1;
+                }
+                let lane = &mut self.lanes[number];
+                lane.blocks += 1;
+                lane.bytes += bytes;
+                self.fetched_bytes += bytes;
+                self.fetched_blocks += 1;
+                let Some(want) = self.wanted(&cid) else {
+                    return Ok(None);
+                };
+                self.missing_bytes -= want.block.bytes.unwrap_or_default();
+                return Ok(Some(cid));
+            }
+            Event::Absent { cid } => self.deny(number, &cid),
+            Event::Wrong { cid } => {
+                self.deny(number, &cid);
+                let peer = self.lanes[number].peer;
+                if let Some(known) = peer.and_then(|peer| self.peers.get_mut(&peer)) {
+                    known.wrong += 1;
+                    known.last_reason = Some("sent other bytes than the CID's".into());
+                    if known.wrong >= MAX_WRONG {
+                        self.close(number);
+                    }
+                }
+            }
+            Event::Failed(error) => return Err(error),
+            Event::Closed { unsupported, reason } => {
+                if let Some(known) = self.lanes[number].peer.and_then(|peer| self.peers.get_mut(&peer)) {
+                    known.bitswap_only |= unsupported;
+                    known.last_reason = Some(reason);
+                }
+                self.close(number);
+                if unsupported {
+                    self.open_bitswap();
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The want for this block, taken off the list. A late answer of a closed lane serves as well as that of the lane
+    /// which was asked since.
+    fn wanted(&mut self, cid: &Cid) -> Option<Want> {
+        if let Some((asked, want)) = self.asked.remove(cid) {
+            self.lanes[asked].in_flight = self.lanes[asked].in_flight.saturating_sub(1);
+            return Some(want);
+        }
+        let place = self.queue.iter().position(|want| want.block.cid == *cid)?;
+        self.queue.remove(place)
+    }
+
+    fn deny(&mut self, number: usize, cid: &Cid) {
+        if self.asked.get(cid).is_none_or(|(asked, _)| *asked != number) {
+            return;
+        }
+        if let Some((_, mut want)) = self.asked.remove(cid) {
+            self.lanes[number].in_flight = self.lanes[number].in_flight.saturating_sub(1);
+            want.denied_by.push(number);
+            self.queue.push_back(want);
+        }
+    }
+
+    fn close(&mut self, number: usize) {
+        let lane = &mut self.lanes[number];
+        lane.ready = false;
+        lane.wants = None;
+        lane.in_flight = 0;
+        lane.task.abort();
+        let lost: Vec<Cid> =
+            self.asked.iter().filter(|(_, (asked, _))| *asked == number).map(|(cid, _)| *cid).collect();
+        for cid in lost {
+            if let Some((_, want)) = self.asked.remove(&cid) {
+                self.queue.push_front(want);
+            }
+        }
+    }
+
+    fn is_live(&self, peer: Option<PeerId>) -> bool {
+        self.lanes.iter().any(|lane| lane.peer == peer && lane.wants.is_some())
+    }
+
+    fn open_lanes(&mut self) {
+        let live = self.lanes.iter().filter(|lane| lane.peer.is_some() && lane.wants.is_some()).count();
+        let idle: Vec<PeerId> = self
+            .peers
+            .iter()
+            .filter(|(peer, known)| {
+                !known.bitswap_only
+                    && known.openings < MAX_OPENINGS
+                    && known.wrong < MAX_WRONG
+                    && !self.is_live(Some(**peer))
+            })
+            .map(|(peer, _)| *peer)
+            .take(MAX_LANES.saturating_sub(live))
+            .collect();
+        for peer in idle {
+            if let Some(known) = self.peers.get_mut(&peer) {
+                known.openings += 1;
+            }
+            let (wants, reports) = self.lane_ends();
+            let (ipfs, blocks) = (self.store.ipfs().clone(), self.store.blocks().clone());
+            let task = tokio::spawn(lane::direct(ipfs, peer, blocks, wants.1, reports));
+            self.push_lane(Some(peer), wants.0, task);
+        }
+    }
+
+    fn open_bitswap(&mut self) {
+        if self.is_live(None) {
+            return;
+        }
+        let (wants, reports) = self.lane_ends();
+        let providers = self.peers.iter().filter(|(_, known)| known.bitswap_only).map(|(peer, _)| *peer).collect();
+        let (ipfs, blocks) = (self.store.ipfs().clone(), self.store.blocks().clone());
+        let task = tokio::spawn(bitswap::run(ipfs, providers, blocks, wants.1, reports));
+        self.push_lane(None, wants.0, task);
+    }
+
+    fn lane_ends(&self) -> ((mpsc::Sender<Order>, mpsc::Receiver<Order>), Reports) {
+        (mpsc::channel(self.window), Reports { lane: self.lanes.len(), events: self.report_to.clone() })
+    }
+
+    fn push_lane(&mut self, peer: Option<PeerId>, wants: mpsc::Sender<Order>, task: JoinHandle<()>) {
+        self.lanes.push(Lane {
+            peer,
+            wants: Some(wants),
+            ready: false,
+            in_flight: 0,
+            last_heard: Instant::now(),
+            blocks: 0,
+            bytes: 0,
+            task,
+        });
+    }
+
+    /// Acts on silence: closes dumb lanes, asks again, looks for more peers, gives up.
+    async fn look_after(&mut self) -> Result<(), StoreError> {
+        if let Some(deadline) = self.deadline.filter(|&deadline| self.started.elapsed() > deadline) {
+            let missing_blocks = (self.queue.len() + self.asked.len()) as u64;
+            return Err(StoreError::Deadline { cid: self.root, deadline, missing_blocks });
+        }
+        let silent = self.last_block.elapsed();
+        if silent > self.stall {
+            return Err(self.give_up().await);
+        }
+        let patience = (self.stall / 2).min(Duration::from_secs(10));
+        for number in 0..self.lanes.len() {
+            let lane = &self.lanes[number];
+            if lane.ready && lane.peer.is_some() && lane.in_flight > 0 && lane.last_heard.elapsed() > patience {
+                if let Some(known) = lane.peer.and_then(|peer| self.peers.get_mut(&peer)) {
+                    known.last_reason = Some(format!("silent for {patience:.1?}"));
+                }
+                self.close(number);
+            }
+        }
+        for want in &mut self.queue {
+            want.denied_by.clear();
+        }
+        self.open_lanes();
+        // A lane that is being opened has its chance first: bitswap is slower and does not say who sent what.
+        let no_lane = !self.lanes.iter().any(|lane| lane.wants.is_some());
+        if silent > SEARCH_AFTER || no_lane {
+            self.open_bitswap();
+            self.search().await;
+        }
+        Ok(())
+    }
+
+    async fn search(&mut self) {
+        if let Some(lookup) = self.lookup.take_if(|lookup| lookup.is_finished()) {
+            for peer in lookup.await.unwrap_or_default() {
+                self.peers.entry(peer).or_default();
+            }
+        }
+        if self.searched.is_some_and(|at| at.elapsed() < SEARCH_EVERY) {
+            return;
+        }
+        self.searched = Some(Instant::now());
+        self.learn_connected().await;
+        if self.lookup.is_none() {
+            let (store, root) = (self.store.clone(), self.root);
+            // A node without a DHT finds nobody there; its other peers are asked all the same.
+            let lookup = async move { store.find_providers(&root, LOOKUP_LIMIT).await.unwrap_or_default() };
+            self.lookup = Some(tokio::spawn(lookup));
+        }
+    }
+
+    async fn learn_connected(&mut self) {
+        for peer in self.store.ipfs().connected().await.unwrap_or_default() {
+            self.peers.entry(peer).or_default();
+        }
+    }
+
+    async fn give_up(&self) -> StoreError {
+        let blocks = self.store.blocks().clone();
+        // Bitswap drops the error of a block it cannot write, so a silent fetch may be a full disk.
+        if let Err(error) = crate::store::blocking(move || blocks.probe_space()).await {
+            return error;
+        }
+        let name = |(peer, known): (&PeerId, &Known)| match &known.last_reason {
+            Some(reason) => format!("{peer} ({reason})"),
+            None => peer.to_string(),
+        };
+        let missing = self.queue.front().or_else(|| self.asked.values().map(|(_, want)| want).next());
+        StoreError::NotFound(Box::new(NotFound {
+            cid: self.root,
+            missing: missing.map_or(self.root, |want| want.block.cid),
+            asked: self.peers.iter().map(name).collect(),
+            waited: self.last_block.elapsed(),
+        }))
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if let Some(lookup) = &self.lookup {
+            lookup.abort();
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Inputs of jobs that are too large for a message: they travel by CID like everything else.
+
+use std::io::Write;
+
+use accel_backends::files::ModelFiles;
+use cid::Cid;
+use rust_ipfs::PeerId;
+
+use super::{AddOptions, Chunker, FetchOptions, Store, StoreError, blocking};
+
+impl Store {
+    /// Keeps `bytes` as a file and gives its CID. It stays until it is removed.
+    ///
+    /// # Errors
+    /// As [`Store::add`].
+    pub async fn add_bytes(&self, bytes: Vec<u8>) -> Result<Cid, StoreError> {
+        let source = blocking(move || {
+            let io = |source| StoreError::Io { path: std::env::temp_dir(), source };
+            let mut file = tempfile::NamedTempFile::new().map_err(io)?;
+            file.write_all(&bytes).map_err(io)?;
+            Ok(file)
+        })
+        .await?;
+        let options =
+            AddOptions { chunker: Chunker::UNIXFS_2025, name: Some("job input".to_owned()), ..AddOptions::default() };
+        Ok(self.add(source.path(), options, |_| {}).await?.root.cid)
+    }
+
+    /// The bytes of the file `cid`, fetched first where they are not here; they are not pinned.
+    ///
+    /// # Errors
+    /// As [`Store::fetch`], and `TooLarge` when there are more than `limit`.
+    pub async fn read_bytes(&self, cid: Cid, limit: u64, providers: Vec<PeerId>) -> Result<Vec<u8>, StoreError> {
+        let options = FetchOptions { providers, pin: false, ..FetchOptions::default() };
+        // The root block says how long the file is, so a file that is too long is not fetched.
+        let opened = self.fetch_headers(&cid, options.clone()).await?;
+        let found = opened.bytes();
+        if found > limit {
+            return Err(StoreError::TooLarge { what: format!("the input {cid}"), found, limit });
+        }
+        self.fetch(&cid, options, |_| {}).await?;
+        let files = self.open(&cid, None).await?;
+        blocking(move || {
+            let file = files.files().first().map(|info| (info.name.clone(), info.bytes));
+            let Some((name, bytes)) = file else { return Ok(Vec::new()) };
+            let too_large = |_| StoreError::TooLarge { what: format!("the input {cid}"), found: bytes, limit };
+            let mut buffer = vec![0; usize::try_from(bytes).map_err(too_large)?];
+            let damaged = |error: std::io::Error| StoreError::Corrupt { cid, found: error.to_string() };
+            files.read_at(&name, 0, &mut buffer).map_err(damaged)?;
+            Ok(buffer)
+        })
+        .await
+    }
+}
