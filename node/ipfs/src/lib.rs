@@ -1,0 +1,137 @@
+//! The IPFS node with its libp2p swarm, behind concrete types.
+//!
+//! The swarm is generic over every behaviour in it, and compiling it takes longer than the rest of the node together.
+//! So it is instantiated here and nowhere else: the future comes boxed, and whoever uses the node compiles none of it.
+//!
+//! rust-ipfs 0.16 only logs what mDNS finds and hands pings to nobody, so a callback on the swarm's events dials the
+//! ones and passes the others on.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use accel_protocol::limits::{ADVERT_BYTES, FRAME_BYTES, STREAMS_PER_PEER};
+use accel_protocol::message::JOBS_PROTOCOL;
+use connexa::behaviour::BehaviourEvent;
+use connexa::prelude::swarm::SwarmEvent;
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+use libp2p::identity::Keypair;
+use libp2p::swarm::dial_opts::DialOpts;
+use libp2p::{Multiaddr, PeerId, ping};
+use rust_ipfs::builder::IpfsBuilder;
+use rust_ipfs::p2p::{IdentifyConfiguration, PubsubConfig, PubsubValidation};
+use rust_ipfs::{Ipfs, RequestResponseConfig, dummy};
+
+pub use connexa::prelude::GossipsubEvent;
+
+const IDLE_CONNECTION_SECONDS: u64 = 120;
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What a node is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What it calls itself to peers.
+    pub agent: &'static str,
+    /// Where its blocks are; in memory when there is no directory.
+    pub repository: Option<PathBuf>,
+    /// Addresses to listen on.
+    pub listen: Vec<Multiaddr>,
+    /// Peers to join by.
+    pub bootstrap: Vec<Multiaddr>,
+    /// Whether to find peers on the local network.
+    pub mdns: bool,
+    /// Connections held at most.
+    pub connections: u32,
+    /// Connections held at most with one peer.
+    pub connections_per_peer: u32,
+    /// Time after which a request by `/accel/jobs/1` counts as lost.
+    pub request_timeout: Duration,
+}
+
+/// Something that happened between this node and a peer.
+#[derive(Clone, Copy, Debug)]
+pub enum PeerEvent {
+    /// A connection opened.
+    Connected(PeerId),
+    /// The last connection closed.
+    Disconnected(PeerId),
+    /// A ping came back.
+    RoundTrip(PeerId, Duration),
+}
+
+/// Starts a node. The future stays on its thread until the node runs. `on_event` is called on the swarm's own task, so it must be quick.
+///
+/// # Errors
+/// Resolves to what rust-ipfs says when the identity or the repository cannot be used.
+pub fn start(
+    keypair: Keypair,
+    settings: Settings,
+    on_event: impl Fn(PeerEvent) + Send + Sync + 'static,
+) -> LocalBoxFuture<'static, Result<Ipfs, String>> {
+    let on_event: Box<dyn Fn(PeerEvent) + Send + Sync> = Box::new(on_event);
+    let builder = match builder(&keypair, settings) {
+        Ok(builder) => builder,
+        Err(error) => return futures::future::ready(Err(error.to_string())).boxed_local(),
+    };
+    let builder = builder.swarm_events(move |swarm, event| match event {
+        SwarmEvent::Behaviour(BehaviourEvent::Mdns(libp2p::mdns::Event::Discovered(found))) => {
+            for (peer, address) in found {
+                let dial = DialOpts::peer_id(*peer).addresses(vec![address.clone()]).build();
+                if let Err(error) = swarm.dial(dial) {
+                    tracing::debug!(%peer, %address, %error, "a peer on the local network was not dialled");
+                }
+            }
+        }
+        SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event { peer, result: Ok(time), .. })) => {
+            on_event(PeerEvent::RoundTrip(*peer, *time));
+        }
+        SwarmEvent::ConnectionEstablished { peer_id, .. } => on_event(PeerEvent::Connected(*peer_id)),
+        SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
+            on_event(PeerEvent::Disconnected(*peer_id));
+        }
+        _ => {}
+    });
+    async move { builder.start().await.map_err(|error| format!("{error:#}")) }.boxed_local()
+}
+
+fn builder(keypair: &Keypair, settings: Settings) -> std::io::Result<IpfsBuilder<dummy::Behaviour>> {
+    let (connections, per_peer) = (settings.connections, settings.connections_per_peer);
+    let mut builder = IpfsBuilder::with_keypair(keypair)?
+        .enable_tcp()
+        .enable_quic()
+        .with_identify(IdentifyConfiguration { agent_version: settings.agent.to_owned(), ..Default::default() })
+        .with_ping(ping::Config::new().with_interval(PING_INTERVAL))
+        .with_kademlia()
+        .with_bitswap()
+        .with_streams()
+        .with_pubsub(PubsubConfig {
+            max_transmit_size: 2 * ADVERT_BYTES,
+            validate: PubsubValidation::Strict,
+            ..Default::default()
+        })
+        .with_request_response(vec![
+            RequestResponseConfig::new(JOBS_PROTOCOL)
+                .set_timeout(settings.request_timeout)
+                .set_max_request_size(FRAME_BYTES)
+                .set_max_response_size(FRAME_BYTES)
+                .set_concurrent_streams(STREAMS_PER_PEER),
+        ])
+        .set_connection_limits(move |limits| {
+            limits
+                .with_max_established(Some(connections))
+                .with_max_pending_incoming(Some(connections))
+                .with_max_pending_outgoing(Some(connections))
+                .with_max_established_per_peer(Some(per_peer))
+        })
+        .set_idle_connection_timeout(IDLE_CONNECTION_SECONDS)
+        .set_listening_addrs(settings.listen);
+    if settings.mdns {
+        builder = builder.with_mdns();
+    }
+    if let Some(path) = settings.repository {
+        builder = builder.set_path(path);
+    }
+    Ok(settings.bootstrap.into_iter().fold(builder, IpfsBuilder::add_bootstrap))
+}

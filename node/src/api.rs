@@ -1,0 +1,519 @@
+//! The loopback interface as both sides see it: paths, bodies, and the client that the command line uses.
+//!
+//! What takes long answers in lines of JSON: any number of `progress`, then one `result` or one `error`. The daemon
+//! writes its address and a secret into a file that only its owner can read, so other users of the machine and pages
+//! in a browser cannot use it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use accel_protocol::{ErrorCode, EventRecord, Generation, Input, JobError, JobId, JobStatus, ModelRef, Task};
+use bytes::{Buf, BytesMut};
+use futures::stream::{BoxStream, StreamExt};
+use reqwest::{Method, StatusCode};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Prefix of every path.
+pub const PREFIX: &str = "/accel/v1";
+/// Name of the file, in the data directory, that says how to reach the daemon.
+pub const ACCESS_FILE: &str = "api.json";
+/// Bytes of one line of an answer.
+const LINE_BYTES: usize = 16 << 20;
+
+/// How to reach a daemon.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Access {
+    /// Its address.
+    pub address: SocketAddr,
+    /// The secret that every request must carry.
+    pub token: String,
+}
+
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Access").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// What a daemon prints once it is ready, so that whoever started it knows how to reach it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ready {
+    /// Its id.
+    pub peer: String,
+    /// Where it listens, with its id.
+    pub addresses: Vec<String>,
+    /// Its loopback interface.
+    pub api: SocketAddr,
+    /// The secret of its loopback interface; only in JSON, for the process that started it.
+    pub token: String,
+}
+
+/// One line of a long answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Line<P, R> {
+    /// Something happened.
+    Progress(P),
+    /// It is done.
+    Result(R),
+    /// It failed.
+    Error(JobError),
+}
+
+/// How far an import or a fetch is.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Transfer {
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes in all, as far as known.
+    pub total_bytes: u64,
+    /// Peers that send.
+    pub peers: usize,
+}
+
+/// The node itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its id.
+    pub peer: String,
+    /// Where it listens, with its id.
+    pub addresses: Vec<String>,
+    /// The program and version.
+    pub agent: String,
+    /// The arithmetic it computes with.
+    pub arithmetic: String,
+    /// Whether it runs jobs.
+    pub serves_jobs: bool,
+    /// Jobs running and queued.
+    pub load: accel_protocol::Load,
+    /// Bytes of blocks.
+    pub used_bytes: u64,
+    /// Bytes of blocks at most.
+    pub quota_bytes: u64,
+}
+
+/// A request to import.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AddRequest {
+    /// A file or directory on the daemon's machine; absolute.
+    pub path: PathBuf,
+    /// How to cut it.
+    pub chunker: Cut,
+    /// Release the source when all is imported.
+    pub move_source: bool,
+}
+
+/// How files are cut into blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cut {
+    /// At tensor boundaries for weights, 1 MiB for the rest.
+    Tensor,
+    /// 1 MiB everywhere, 1024 links to a node: what Kubo's and Helia's current defaults give.
+    Fixed,
+    /// 256 KiB everywhere, 174 links to a node: what older releases of Kubo give.
+    Fixed256k,
+}
+
+/// What an import did.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Added {
+    /// The root.
+    pub cid: String,
+    /// What it is called here.
+    pub name: String,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Blocks that were not here before.
+    pub new_blocks: u64,
+    /// Their bytes.
+    pub new_bytes: u64,
+}
+
+/// What a fetch did.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pulled {
+    /// The root.
+    pub cid: String,
+    /// Bytes that came from peers.
+    pub fetched_bytes: u64,
+    /// Bytes that were here already.
+    pub here_bytes: u64,
+    /// Blocks that came twice.
+    pub duplicate_blocks: u64,
+    /// Who sent how many bytes; a missing name means bitswap, which does not say.
+    pub peers: Vec<(Option<String>, u64)>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// A pinned model.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ModelView {
+    /// The root.
+    pub cid: String,
+    /// What it is called here.
+    pub name: String,
+    /// What it is.
+    pub kind: String,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Whether all of it is here.
+    pub complete: bool,
+    /// Whether it is in memory.
+    pub loaded: bool,
+}
+
+/// A model and its parts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ModelParts {
+    /// The root.
+    pub cid: String,
+    /// What it is.
+    pub kind: String,
+    /// Its files.
+    pub files: Vec<FilePart>,
+    /// Its tensors.
+    pub tensors: Vec<TensorPart>,
+}
+
+/// A file of a model.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FilePart {
+    /// Its name.
+    pub name: String,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Of those, bytes that are here.
+    pub here_bytes: u64,
+}
+
+/// A tensor of a model.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TensorPart {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its element type.
+    pub dtype: String,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Of those, bytes that are here.
+    pub here_bytes: u64,
+}
+
+/// What was freed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FreedView {
+    /// Blocks.
+    pub blocks: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// A job as this node's own interface takes it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobBody {
+    /// The job's name; one is made up when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<JobId>,
+    /// The model.
+    pub model: ModelRef,
+    /// What to do.
+    #[serde(default = "text_generation")]
+    pub task: Task,
+    /// What to do it on.
+    pub input: Input,
+    /// How to choose tokens.
+    #[serde(default)]
+    pub generation: Generation,
+    /// Milliseconds within which the job must end.
+    #[serde(default = "default_deadline_ms")]
+    pub deadline_ms: u64,
+    /// The peer to try first; the best one when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+}
+
+fn text_generation() -> Task {
+    Task::TextGeneration
+}
+
+/// Ten minutes.
+pub fn default_deadline_ms() -> u64 {
+    600_000
+}
+
+/// A call that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// No daemon runs on this data directory.
+    #[error("no daemon runs on {}; start one with accel-node", data_dir.display())]
+    NoDaemon {
+        /// The data directory.
+        data_dir: PathBuf,
+    },
+    /// The daemon cannot be reached.
+    #[error("the daemon at {address} cannot be reached: {source}")]
+    Unreachable {
+        /// Its address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The daemon says no.
+    #[error("{0}")]
+    Refused(#[from] JobError),
+    /// The answer is not what it should be.
+    #[error("the daemon answered something that cannot be read: {0}")]
+    Answer(String),
+}
+
+/// A client of a daemon's loopback interface.
+#[derive(Clone, Debug)]
+pub struct Api {
+    access: Access,
+    http: reqwest::Client,
+}
+
+impl Api {
+    /// A client of the daemon that `access` names.
+    pub fn new(access: Access) -> Self {
+        // Nothing on loopback goes through a proxy.
+        let http = reqwest::Client::builder().no_proxy().build().unwrap_or_default();
+        Self { access, http }
+    }
+
+    /// A client of the daemon that runs on `data_dir`.
+    ///
+    /// # Errors
+    /// When none runs there.
+    pub async fn of(data_dir: &Path) -> Result<Self, ApiError> {
+        let none = || ApiError::NoDaemon { data_dir: data_dir.to_owned() };
+        let text = tokio::fs::read_to_string(data_dir.join(ACCESS_FILE)).await.map_err(|_| none())?;
+        let access: Access = serde_json::from_str(&text).map_err(|_| none())?;
+        let api = Self::new(access);
+        // A daemon that was killed leaves its file behind.
+        match api.node().await {
+            Ok(_) => Ok(api),
+            Err(_) => Err(none()),
+        }
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<reqwest::Response, ApiError> {
+        let address = self.access.address;
+        let mut request =
+            self.http.request(method, format!("http://{address}{PREFIX}{path}")).bearer_auth(&self.access.token);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.send().await.map_err(|source| ApiError::Unreachable { address, source })?;
+        if response.status() == StatusCode::OK {
+            return Ok(response);
+        }
+        let status = response.status();
+        let text = response.text().await.map_err(|source| ApiError::Unreachable { address, source })?;
+        match serde_json::from_str::<Line<(), ()>>(&text) {
+            Ok(Line::Error(error)) => Err(error.into()),
+            _ => Err(ApiError::Answer(format!("{status}: {}", text.chars().take(200).collect::<String>()))),
+        }
+    }
+
+    async fn call<R: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<R, ApiError> {
+        let address = self.access.address;
+        let response = self.send(method, path, body).await?;
+        let bytes = response.bytes().await.map_err(|source| ApiError::Unreachable { address, source })?;
+        serde_json::from_slice(&bytes).map_err(|error| ApiError::Answer(error.to_string()))
+    }
+
+    async fn get<R: DeserializeOwned>(&self, path: &str) -> Result<R, ApiError> {
+        self.call(Method::GET, path, None::<&()>).await
+    }
+
+    /// The node itself.
+    ///
+    /// # Errors
+    /// As all calls: when the daemon cannot be reached or says no.
+    pub async fn node(&self) -> Result<NodeView, ApiError> {
+        self.get("/node").await
+    }
+
+    /// Who is there.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn peers(&self) -> Result<Vec<crate::peers::PeerView>, ApiError> {
+        self.get("/peers").await
+    }
+
+    /// Connects to a peer.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn connect(&self, address: &str) -> Result<String, ApiError> {
+        self.call(Method::POST, "/peers", Some(&address)).await
+    }
+
+    /// The devices of this machine.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn hardware(&self) -> Result<Vec<accel_protocol::Device>, ApiError> {
+        self.get("/hardware").await
+    }
+
+    /// The pinned models.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn models(&self) -> Result<Vec<ModelView>, ApiError> {
+        self.get("/models").await
+    }
+
+    /// A model and its parts; `fetch` gets the headers of one that is not here.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn model(&self, model: &ModelRef, fetch: bool) -> Result<ModelParts, ApiError> {
+        self.get(&format!("/models/{model}?fetch={fetch}")).await
+    }
+
+    /// Unpins a model and frees what no other holds.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn remove(&self, model: &ModelRef) -> Result<FreedView, ApiError> {
+        self.call(Method::DELETE, &format!("/models/{model}"), None::<&()>).await
+    }
+
+    /// Frees what no model holds.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn collect(&self) -> Result<FreedView, ApiError> {
+        self.call(Method::POST, "/gc", None::<&()>).await
+    }
+
+    /// Imports a file or directory.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn add(&self, request: &AddRequest, progress: impl FnMut(Transfer)) -> Result<Added, ApiError> {
+        let response = self.send(Method::POST, "/models", Some(request)).await?;
+        finish(self.access.address, response, progress).await
+    }
+
+    /// Fetches a model.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn pull(&self, model: &ModelRef, progress: impl FnMut(Transfer)) -> Result<Pulled, ApiError> {
+        let response = self.send(Method::POST, &format!("/models/{model}"), None::<&()>).await?;
+        finish(self.access.address, response, progress).await
+    }
+
+    /// Submits a job; its events follow.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn submit(&self, body: &JobBody) -> Result<BoxStream<'static, Result<EventRecord, ApiError>>, ApiError> {
+        let response = self.send(Method::POST, "/jobs", Some(body)).await?;
+        Ok(lines(self.access.address, response))
+    }
+
+    /// Jobs under way, and those that ended a short while ago.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn jobs(&self) -> Result<Vec<JobStatus>, ApiError> {
+        self.get("/jobs").await
+    }
+
+    /// Where a job stands.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn job(&self, id: JobId) -> Result<JobStatus, ApiError> {
+        self.get(&format!("/jobs/{id}")).await
+    }
+
+    /// The events of a job, from number `from` on.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn events(
+        &self,
+        id: JobId,
+        from: u64,
+    ) -> Result<BoxStream<'static, Result<EventRecord, ApiError>>, ApiError> {
+        let response = self.send(Method::GET, &format!("/jobs/{id}/events?from={from}"), None::<&()>).await?;
+        Ok(lines(self.access.address, response))
+    }
+
+    /// Cancels a job.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn cancel(&self, id: JobId) -> Result<JobStatus, ApiError> {
+        self.call(Method::DELETE, &format!("/jobs/{id}"), None::<&()>).await
+    }
+}
+
+async fn finish<R: DeserializeOwned + Send + 'static>(
+    address: SocketAddr,
+    response: reqwest::Response,
+    mut progress: impl FnMut(Transfer),
+) -> Result<R, ApiError> {
+    let mut lines = lines::<Line<Transfer, R>>(address, response);
+    while let Some(line) = lines.next().await {
+        match line? {
+            Line::Progress(transfer) => progress(transfer),
+            Line::Result(result) => return Ok(result),
+            Line::Error(error) => return Err(error.into()),
+        }
+    }
+    let message = "the daemon broke off before the work was done";
+    Err(JobError::new(ErrorCode::Internal, message).into())
+}
+
+/// The values that an answer holds, one a line.
+fn lines<T: DeserializeOwned + Send + 'static>(
+    address: SocketAddr,
+    response: reqwest::Response,
+) -> BoxStream<'static, Result<T, ApiError>> {
+    let state = (response.bytes_stream(), BytesMut::new());
+    futures::stream::try_unfold(state, move |(mut bytes, mut buffer)| async move {
+        loop {
+            if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                let line = buffer.split_to(end);
+                buffer.advance(1);
+                let value = serde_json::from_slice(&line).map_err(|error| ApiError::Answer(error.to_string()))?;
+                return Ok(Some((value, (bytes, buffer))));
+            }
+            if buffer.len() > LINE_BYTES {
+                return Err(ApiError::Answer(format!("a line is over {LINE_BYTES} bytes")));
+            }
+            match bytes.next().await {
+                Some(Ok(more)) => buffer.extend_from_slice(&more),
+                Some(Err(source)) => return Err(ApiError::Unreachable { address, source }),
+                None if buffer.is_empty() => return Ok(None),
+                None => return Err(ApiError::Answer("the last line is cut off".to_owned())),
+            }
+        }
+    })
+    .boxed()
+}

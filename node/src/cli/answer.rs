@@ -1,0 +1,165 @@
+//! An answer as it comes in: shown piece by piece, and summed up at the end.
+
+use std::time::Instant;
+
+use accel_protocol::{ErrorCode, EventRecord, FinishReason, JobError, JobEvent, JobId, TokenLogprob, Usage};
+use futures::{Stream, StreamExt};
+use serde::Serialize;
+
+use super::CliError;
+use super::output::Output;
+use crate::api::{Api, ApiError, JobBody, Transfer};
+
+/// A whole answer, with what it took.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Answer {
+    /// The job.
+    pub job: Option<JobId>,
+    /// The text.
+    pub text: String,
+    /// Why it ends.
+    pub finish_reason: Option<FinishReason>,
+    /// What it took.
+    pub usage: Usage,
+    /// Log probabilities, where asked for: token id, text, probabilities.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<(u32, String, TokenLogprob)>,
+    /// Milliseconds from submission to the first token, fetching and loading the model included.
+    pub first_token_ms: Option<f64>,
+    /// Milliseconds from the loaded model to the first token.
+    pub prefill_ms: Option<f64>,
+    /// Tokens a second after the first.
+    pub tokens_per_second: Option<f64>,
+    /// The arithmetic that answered.
+    pub arithmetic: Option<String>,
+    /// What the worker fetched for it.
+    pub fetched: Option<Fetched>,
+    /// Moves to other peers on the way.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub moves: Vec<Move>,
+    /// The peer that answered last.
+    pub answered_by: Option<String>,
+}
+
+/// What a worker fetched.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Fetched {
+    /// Bytes that came from peers.
+    pub bytes: u64,
+    /// Peers that sent them.
+    pub peers: u32,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// A job that went on elsewhere.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Move {
+    /// The peer that went on.
+    pub peer: String,
+    /// Tokens that it read back in.
+    pub prior_tokens: u32,
+    /// Whether the answer is what it would have been.
+    pub exact: bool,
+}
+
+/// Submits a job, shows its answer as it comes, and cancels it on Ctrl-C.
+pub(super) async fn ask(api: &Api, mut body: JobBody, output: &Output) -> Result<Answer, CliError> {
+    let id = JobId(rand::random());
+    body.id = Some(id);
+    let begun = Instant::now();
+    let events = api.submit(&body).await?;
+    let mut answer = tokio::select! {
+        answer = read(events, begun, output) => answer?,
+        _ = tokio::signal::ctrl_c() => {
+            api.cancel(id).await?;
+            return Err(CliError::Interrupted);
+        }
+    };
+    answer.job = Some(id);
+    answer.answered_by = match api.job(id).await?.peer {
+        Some(peer) => Some(peer),
+        None => Some(api.node().await?.peer),
+    };
+    Ok(answer)
+}
+
+async fn read(
+    mut events: impl Stream<Item = Result<EventRecord, ApiError>> + Unpin,
+    begun: Instant,
+    output: &Output,
+) -> Result<Answer, CliError> {
+    let mut answer = Answer::default();
+    let mut clock = Clock { begun, loaded: None, first: None };
+    let mut bar = None;
+    while let Some(record) = events.next().await {
+        let event = record?.event;
+        if let JobEvent::Fetching { done_bytes, total_bytes, peers } = event {
+            let transfer = Transfer { done_bytes, total_bytes, peers: peers as usize };
+            bar.get_or_insert_with(|| output.bar("fetching")).show(transfer);
+            continue;
+        }
+        bar = None;
+        if take(&mut answer, &mut clock, event, output)? {
+            return Ok(answer);
+        }
+    }
+    Err(JobError::new(ErrorCode::Internal, "the answer broke off without an end").into())
+}
+
+struct Clock {
+    begun: Instant,
+    loaded: Option<Instant>,
+    first: Option<Instant>,
+}
+
+/// Adds one event to the answer; `true` when it was the last.
+fn take(answer: &mut Answer, clock: &mut Clock, event: JobEvent, output: &Output) -> Result<bool, CliError> {
+    let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e3;
+    match event {
+        JobEvent::Fetching { .. } => {}
+        JobEvent::Fetched { bytes, peers, elapsed_ms } => {
+            answer.fetched = Some(Fetched { bytes, peers, seconds: elapsed_ms as f64 / 1e3 });
+        }
+        JobEvent::Started { arithmetic, .. } => {
+            clock.loaded = Some(Instant::now());
+            answer.arithmetic = Some(arithmetic.0);
+        }
+        JobEvent::Moved { peer, prior_tokens, exact } => {
+            if !exact {
+                output.note("\n(the answer goes on with another arithmetic: it may differ from here on)");
+            }
+            answer.moves.push(Move { peer, prior_tokens, exact });
+        }
+        JobEvent::Token { id, text, logprob, .. } => {
+            let now = Instant::now();
+            if clock.first.is_none() {
+                clock.first = Some(now);
+                answer.first_token_ms = Some(ms(clock.begun, now));
+                answer.prefill_ms = clock.loaded.map(|loaded| ms(loaded, now));
+            }
+            show(answer, &text, output)?;
+            if let Some(logprob) = logprob {
+                answer.logprobs.push((id, text, logprob));
+            }
+        }
+        JobEvent::Done { text, reason, usage } => {
+            show(answer, &text, output)?;
+            answer.finish_reason = Some(reason);
+            answer.usage = usage;
+            let decode_s = clock.first.map_or(0.0, |first| first.elapsed().as_secs_f64());
+            if usage.completion_tokens > 1 && decode_s > 0.0 {
+                answer.tokens_per_second = Some(f64::from(usage.completion_tokens - 1) / decode_s);
+            }
+            return Ok(true);
+        }
+        JobEvent::Failed { error } => return Err(error.into()),
+        JobEvent::Cancelled => return Err(CliError::Interrupted),
+    }
+    Ok(false)
+}
+
+fn show(answer: &mut Answer, text: &str, output: &Output) -> Result<(), CliError> {
+    answer.text.push_str(text);
+    if output.is_json() { Ok(()) } else { output.write(text) }
+}

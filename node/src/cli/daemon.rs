@@ -1,0 +1,81 @@
+//! A daemon in the foreground: `accel-node`, and the processes of the demo.
+
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+use tokio::io::AsyncReadExt;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::CliError;
+use super::output::Output;
+use crate::config::{Config, LogConfig, LogFormat, Overrides};
+use crate::daemon::Daemon;
+
+/// How a daemon runs in the foreground.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct Foreground {
+    /// Stop when standard input closes
+    #[arg(long, hide = true)]
+    pub attached: bool,
+}
+
+/// Runs a daemon until SIGTERM or SIGINT; a second signal ends it at once.
+///
+/// # Errors
+/// When the configuration is wrong, the daemon does not start, or a part of it breaks down.
+pub(super) async fn run_daemon(overrides: &Overrides, foreground: Foreground, output: &Output) -> Result<(), CliError> {
+    let config = Config::load(overrides)?;
+    start_log(&config.log)?;
+    let failed =
+        |error: std::io::Error| CliError::Failed { doing: "watch signals".to_owned(), message: error.to_string() };
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let daemon = Daemon::start(&config).await?;
+    let ready = daemon.ready().await?;
+    output.value(&ready, |ready| ready.addresses.join("\n"))?;
+    let broke_down = tokio::select! {
+        () = closed_input(), if foreground.attached => false,
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+        () = daemon.broke_down() => true,
+    };
+    tokio::select! {
+        () = daemon.stop() => {}
+        _ = terminate.recv() => return Err(CliError::Interrupted),
+        _ = interrupt.recv() => return Err(CliError::Interrupted),
+    }
+    if broke_down {
+        let message = "a part of it broke down; the log says which".to_owned();
+        return Err(CliError::Failed { doing: "run the daemon".to_owned(), message });
+    }
+    Ok(())
+}
+
+/// Ends when standard input does.
+async fn closed_input() {
+    let mut buffer = [0; 64];
+    while tokio::io::stdin().read(&mut buffer).await.is_ok_and(|count| count > 0) {}
+}
+
+fn start_log(config: &LogConfig) -> Result<(), CliError> {
+    let filter = EnvFilter::try_new(&config.filter)
+        .map_err(|error| CliError::Usage(format!("log.filter {:?}: {error}", config.filter)))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match config.format {
+        LogFormat::Text => log.try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+    started.map_err(|error| CliError::Failed { doing: "start the log".to_owned(), message: error.to_string() })
+}
+
+/// The address with whatever port is free.
+pub(super) fn any_port(address: &Multiaddr) -> Multiaddr {
+    address
+        .iter()
+        .map(|part| match part {
+            Protocol::Tcp(_) => Protocol::Tcp(0),
+            Protocol::Udp(_) => Protocol::Udp(0),
+            other => other,
+        })
+        .collect()
+}

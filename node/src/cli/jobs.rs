@@ -1,0 +1,263 @@
+//! Prompts and answers.
+
+use std::io::{IsTerminal, Read};
+use std::path::Path;
+
+use accel_protocol::{Generation, Input, JobId, Message, ModelRef, Role, Task};
+use libp2p::Multiaddr;
+use rustyline::error::ReadlineError;
+
+use super::answer::ask;
+use super::output::{Output, table};
+use super::{CliError, Session, models};
+use crate::api::{Api, Cut, JobBody, default_deadline_ms};
+
+/// How to choose tokens.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct GenerationArgs {
+    /// Tokens to produce at most
+    #[arg(long, default_value_t = 512)]
+    pub max_tokens: u32,
+    /// Softmax temperature; 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Keep the K likeliest tokens; 0 keeps all
+    #[arg(long, default_value_t = 0)]
+    pub top_k: u32,
+    /// Keep the likeliest tokens whose probabilities sum to P
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Keep the tokens at least P times as likely as the likeliest
+    #[arg(long, default_value_t = 0.0)]
+    pub min_p: f32,
+    /// Divide the logits of tokens seen so far by this
+    #[arg(long, default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Text that ends the answer; may be given several times
+    #[arg(long)]
+    pub stop: Vec<String>,
+    /// Report log probabilities with this many alternatives (with --json)
+    #[arg(long)]
+    pub logprobs: Option<u8>,
+    /// Go on past the model's end-of-text token
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// Milliseconds within which the job must end
+    #[arg(long, default_value_t = default_deadline_ms())]
+    pub deadline_ms: u64,
+}
+
+impl GenerationArgs {
+    fn generation(&self) -> Generation {
+        Generation {
+            max_tokens: self.max_tokens,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            stop: self.stop.clone(),
+            logprobs: self.logprobs,
+            ignore_eos: self.ignore_eos,
+        }
+    }
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct RunArgs {
+    /// CID, CID/path, ipfs://CID, or a file or directory, which is imported first
+    model: String,
+    /// What to answer; standard input when missing or "-"
+    prompt: Option<String>,
+    /// Instructions that stand above the conversation
+    #[arg(long)]
+    system: Option<String>,
+    /// Continue the prompt as it stands, without the model's chat template
+    #[arg(long)]
+    raw: bool,
+    /// Submit straight to this peer with a throw-away identity; no daemon is needed
+    #[arg(long, value_name = "MULTIADDR")]
+    peer: Option<Multiaddr>,
+    #[command(flatten)]
+    generation: GenerationArgs,
+}
+
+impl RunArgs {
+    /// Whether the job goes straight to a peer.
+    pub(super) fn is_direct(&self) -> bool {
+        self.peer.is_some()
+    }
+
+    fn input(&self) -> Result<Input, CliError> {
+        let prompt = match self.prompt.as_deref() {
+            Some("-") | None => read_prompt()?,
+            Some(prompt) => prompt.to_owned(),
+        };
+        if self.raw {
+            return Ok(Input::Text(prompt));
+        }
+        let system = self.system.iter().map(|text| Message { role: Role::System, content: text.clone() });
+        let user = Message { role: Role::User, content: prompt };
+        Ok(Input::Chat(system.chain([user]).collect()))
+    }
+}
+
+fn read_prompt() -> Result<String, CliError> {
+    let mut stdin = std::io::stdin().lock();
+    if stdin.is_terminal() {
+        return Err(CliError::Usage("give a prompt, or pipe one in".to_owned()));
+    }
+    let mut text = String::new();
+    match stdin.read_to_string(&mut text) {
+        Ok(_) => Ok(text),
+        Err(source) => Err(CliError::File { path: "standard input".into(), source }),
+    }
+}
+
+fn body(model: ModelRef, input: Input, args: &GenerationArgs) -> JobBody {
+    JobBody {
+        id: None,
+        model,
+        task: Task::TextGeneration,
+        input,
+        generation: args.generation(),
+        deadline_ms: args.deadline_ms,
+        peer: None,
+    }
+}
+
+/// The model that a person names: by CID, or by a path, which is imported.
+async fn find_model(api: &Api, text: &str, output: &Output) -> Result<ModelRef, CliError> {
+    let named: Result<ModelRef, _> = text.parse();
+    match named {
+        Ok(model) => Ok(model),
+        Err(_) if Path::new(text).exists() => {
+            let added = models::import(api, Path::new(text), Cut::Tensor, false, output).await?;
+            models::parse(&added.cid)
+        }
+        Err(error) => Err(CliError::Usage(format!("{text:?} is no file here, and {error}"))),
+    }
+}
+
+pub(super) async fn run(api: &Api, args: RunArgs, output: &Output) -> Result<(), CliError> {
+    let input = args.input()?;
+    let model = find_model(api, &args.model, output).await?;
+    finish(api, body(model, input, &args.generation), output).await
+}
+
+/// Submits to a peer without a daemon: a node of the command's own, with an identity and a store that vanish.
+pub(super) async fn run_direct(args: RunArgs, output: &Output) -> Result<(), CliError> {
+    let Some(peer) = args.peer.clone() else { return Ok(()) };
+    let input = args.input()?;
+    let model = models::parse(&args.model)?;
+    let session = Session::throw_away().await?;
+    let result = async {
+        let peer = session.api.connect(&peer.to_string()).await?;
+        let body = JobBody { peer: Some(peer), ..body(model, input, &args.generation) };
+        finish(&session.api, body, output).await
+    };
+    let result = result.await;
+    session.close().await;
+    result
+}
+
+async fn finish(api: &Api, body: JobBody, output: &Output) -> Result<(), CliError> {
+    let answer = ask(api, body, output).await?;
+    if output.is_json() {
+        return output.value(&answer, |_| String::new());
+    }
+    output.write("\n")
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct ChatArgs {
+    /// CID, CID/path, ipfs://CID, or a file or directory, which is imported first
+    model: String,
+    /// Instructions that stand above the conversation
+    #[arg(long)]
+    system: Option<String>,
+    #[command(flatten)]
+    generation: GenerationArgs,
+}
+
+pub(super) async fn chat(api: &Api, args: ChatArgs, output: &Output) -> Result<(), CliError> {
+    let model = find_model(api, &args.model, output).await?;
+    let mut messages: Vec<Message> =
+        args.system.iter().map(|text| Message { role: Role::System, content: text.clone() }).collect();
+    output.note("Ctrl-D ends the conversation, Ctrl-C an answer.");
+    while let Some(line) = read_line().await? {
+        if line.trim().is_empty() {
+            continue;
+        }
+        messages.push(Message { role: Role::User, content: line });
+        let asked = body(model.clone(), Input::Chat(messages.clone()), &args.generation);
+        match ask(api, asked, output).await {
+            Ok(answer) => {
+                if output.is_json() {
+                    output.value(&answer, |_| String::new())?;
+                } else {
+                    output.write("\n")?;
+                }
+                messages.push(Message { role: Role::Assistant, content: answer.text });
+            }
+            // The question is taken back: it may be asked again.
+            Err(CliError::Interrupted) => {
+                messages.pop();
+                output.write("\n")?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// One line from a person, or from a pipe; none at the end.
+async fn read_line() -> Result<Option<String>, CliError> {
+    let failed = |message: String| CliError::Failed { doing: "read a line".to_owned(), message };
+    let read = tokio::task::spawn_blocking(|| {
+        if !std::io::stdin().is_terminal() {
+            let mut line = String::new();
+            return match std::io::stdin().read_line(&mut line) {
+                Ok(0) => Ok(None),
+                Ok(_) => Ok(Some(line)),
+                Err(error) => Err(error.to_string()),
+            };
+        }
+        let mut editor = rustyline::DefaultEditor::new().map_err(|error| error.to_string())?;
+        match editor.readline("> ") {
+            Ok(line) => Ok(Some(line)),
+            Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
+            Err(error) => Err(error.to_string()),
+        }
+    });
+    read.await.map_err(|error| failed(error.to_string()))?.map_err(failed)
+}
+
+pub(super) async fn list(api: &Api, output: &Output) -> Result<(), CliError> {
+    let jobs = api.jobs().await?;
+    output.value(&jobs, |jobs| {
+        if jobs.is_empty() {
+            return "no jobs".to_owned();
+        }
+        let rows = jobs.iter().map(|job| {
+            vec![
+                job.id.to_string(),
+                format!("{:?}", job.state).to_lowercase(),
+                job.tokens.to_string(),
+                format!("{:.1} s", job.age_ms as f64 / 1e3),
+                job.peer.clone().unwrap_or_else(|| "here".to_owned()),
+                job.model.to_string(),
+            ]
+        });
+        table(&["JOB", "STATE", "TOKENS", "AGE", "PEER", "MODEL"], rows)
+    })
+}
+
+pub(super) async fn cancel(api: &Api, job: JobId, output: &Output) -> Result<(), CliError> {
+    let status = api.cancel(job).await?;
+    output.value(&status, |status| format!("{}: {}", status.id, format!("{:?}", status.state).to_lowercase()))
+}

@@ -1,0 +1,125 @@
+//! Models on disk.
+
+use std::path::Path;
+
+use accel_protocol::{ErrorCode, JobError, ModelRef};
+
+use super::CliError;
+use super::output::{Output, bytes, table};
+use crate::api::{AddRequest, Added, Api, ApiError, Cut, ModelParts};
+
+pub(super) fn parse(model: &str) -> Result<ModelRef, CliError> {
+    model.parse().map_err(|error| CliError::Usage(format!("{error}")))
+}
+
+pub(super) async fn import(
+    api: &Api,
+    path: &Path,
+    chunker: Cut,
+    move_source: bool,
+    output: &Output,
+) -> Result<Added, CliError> {
+    // The daemon's directory is another, so it gets the whole path; a link is kept, for --move releases the link.
+    let path = std::path::absolute(path).map_err(|source| CliError::File { path: path.to_owned(), source })?;
+    if let Err(source) = std::fs::metadata(&path) {
+        return Err(CliError::File { path, source });
+    }
+    let bar = output.bar("importing");
+    Ok(api.add(&AddRequest { path, chunker, move_source }, |now| bar.show(now)).await?)
+}
+
+pub(super) async fn add(
+    api: &Api,
+    path: &Path,
+    chunker: Cut,
+    move_source: bool,
+    output: &Output,
+) -> Result<(), CliError> {
+    let added = import(api, path, chunker, move_source, output).await?;
+    output.note(&format!(
+        "{}: {}, {} new blocks ({})",
+        added.name,
+        bytes(added.bytes),
+        added.new_blocks,
+        bytes(added.new_bytes)
+    ));
+    output.value(&added, |added| added.cid.clone())
+}
+
+pub(super) async fn pull(api: &Api, model: &ModelRef, output: &Output) -> Result<(), CliError> {
+    let bar = output.bar("fetching");
+    let pulled = api.pull(model, |now| bar.show(now)).await?;
+    drop(bar);
+    output.value(&pulled, |pulled| {
+        let rate = pulled.fetched_bytes as f64 / 1e6 / pulled.seconds.max(1e-9);
+        format!(
+            "{}: {} from {} peers in {:.2} s ({rate:.0} MB/s), {} were here",
+            pulled.cid,
+            bytes(pulled.fetched_bytes),
+            pulled.peers.len(),
+            pulled.seconds,
+            bytes(pulled.here_bytes),
+        )
+    })
+}
+
+pub(super) async fn list(api: &Api, output: &Output) -> Result<(), CliError> {
+    let models = api.models().await?;
+    output.value(&models, |models| {
+        if models.is_empty() {
+            return "no models".to_owned();
+        }
+        let rows = models.iter().map(|model| {
+            let state = match (model.complete, model.loaded) {
+                (false, _) => "incomplete",
+                (true, true) => "in memory",
+                (true, false) => "on disk",
+            };
+            vec![model.cid.clone(), model.name.clone(), model.kind.clone(), bytes(model.bytes), state.to_owned()]
+        });
+        table(&["CID", "NAME", "KIND", "SIZE", "STATE"], rows)
+    })
+}
+
+pub(super) async fn show(api: &Api, model: &ModelRef, tensors: bool, output: &Output) -> Result<(), CliError> {
+    // What is not here is looked up in the swarm, headers only.
+    let parts = match api.model(model, false).await {
+        Err(ApiError::Refused(JobError { code: ErrorCode::ModelNotFound, .. })) => api.model(model, true).await?,
+        other => other?,
+    };
+    let parts = if tensors { parts } else { ModelParts { tensors: Vec::new(), ..parts } };
+    output.value(&parts, |parts| {
+        let files = parts.files.iter().map(|file| {
+            let name = if file.name.is_empty() { &parts.cid } else { &file.name };
+            vec![name.clone(), bytes(file.bytes), share(file.here_bytes, file.bytes)]
+        });
+        let mut text = format!("{}  {}\n\n{}", parts.cid, parts.kind, table(&["FILE", "SIZE", "HERE"], files));
+        if tensors {
+            let rows = parts.tensors.iter().map(|tensor| {
+                vec![
+                    tensor.name.clone(),
+                    format!("{:?}", tensor.shape),
+                    tensor.dtype.clone(),
+                    tensor.bytes.to_string(),
+                    share(tensor.here_bytes, tensor.bytes),
+                ]
+            });
+            text.push_str(&format!("\n\n{}", table(&["TENSOR", "SHAPE", "TYPE", "BYTES", "HERE"], rows)));
+        }
+        text
+    })
+}
+
+fn share(here: u64, all: u64) -> String {
+    if here >= all { "all".to_owned() } else { format!("{:.0} %", here as f64 / all as f64 * 100.0) }
+}
+
+pub(super) async fn remove(api: &Api, model: &ModelRef, output: &Output) -> Result<(), CliError> {
+    let freed = api.remove(model).await?;
+    output.value(&freed, |freed| format!("freed {} in {} blocks", bytes(freed.bytes), freed.blocks))
+}
+
+pub(super) async fn collect(api: &Api, output: &Output) -> Result<(), CliError> {
+    let freed = api.collect().await?;
+    output.value(&freed, |freed| format!("freed {} in {} blocks", bytes(freed.bytes), freed.blocks))
+}

@@ -1,0 +1,124 @@
+//! What a command prints: a table or a line for people, or one JSON value for programs.
+
+use std::io::{IsTerminal, Write};
+
+use accel_protocol::ErrorCode;
+use comfy_table::{ContentArrangement, Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::CliError;
+use crate::api::Transfer;
+
+/// Where and how a command prints.
+#[derive(Debug)]
+pub(super) struct Output {
+    json: bool,
+}
+
+impl Output {
+    pub(super) fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Prints `value` for programs, or what `text` makes of it for people.
+    pub(super) fn value<T: Serialize + ?Sized>(
+        &self,
+        value: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), CliError> {
+        let mut line =
+            if self.json { serde_json::to_string(value).map_err(|error| failed(&error))? } else { text(value) };
+        if !line.ends_with('\n') && !line.is_empty() {
+            line.push('\n');
+        }
+        self.write(&line)
+    }
+
+    /// Writes text as it stands, at once.
+    pub(super) fn write(&self, text: &str) -> Result<(), CliError> {
+        let mut out = std::io::stdout().lock();
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| failed(&error))
+    }
+
+    /// A line for people beside the data; programs and files do not get it.
+    pub(super) fn note(&self, text: &str) {
+        if !self.json && std::io::stderr().is_terminal() {
+            eprintln!("{text}");
+        }
+    }
+
+    /// Shows why the command failed.
+    pub(super) fn error(&self, code: ErrorCode, error: &CliError) {
+        if self.json {
+            let value = serde_json::json!({ "error": { "code": code, "message": error.to_string() } });
+            // With standard output closed there is nobody left to tell.
+            let _closed = self.write(&format!("{value}\n"));
+        } else {
+            eprintln!("error: {error}");
+        }
+    }
+
+    /// A progress bar over bytes; hidden unless a person looks on.
+    pub(super) fn bar(&self, what: &str) -> ByteBar {
+        let hidden = self.json || !std::io::stderr().is_terminal();
+        let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        let style = "{msg:<12} {bar:30} {bytes:>10} of {total_bytes:<10} {binary_bytes_per_sec:>12} {eta:>4}";
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        bar.set_message(what.to_owned());
+        ByteBar { bar }
+    }
+}
+
+/// A progress bar over bytes; it vanishes when dropped.
+#[derive(Debug)]
+pub(super) struct ByteBar {
+    bar: ProgressBar,
+}
+
+impl ByteBar {
+    pub(super) fn show(&self, now: Transfer) {
+        self.bar.set_length(now.total_bytes);
+        self.bar.set_position(now.done_bytes);
+    }
+}
+
+impl Drop for ByteBar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn failed(error: &dyn std::fmt::Display) -> CliError {
+    CliError::Failed { doing: "write to standard output".to_owned(), message: error.to_string() }
+}
+
+/// A plain table under `head`.
+pub(super) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(head);
+    for row in rows {
+        table.add_row(row);
+    }
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    lines.join("\n")
+}
+
+/// Bytes in the unit that suits them.
+pub(super) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}

@@ -1,0 +1,168 @@
+//! Models on the loopback interface.
+
+use accel_protocol::{ErrorCode, JobError, ModelRef};
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use futures::Stream;
+use futures::stream;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+
+use super::{Refusal, Shared, lines};
+use crate::api::{
+    AddRequest, Added, Cut, FilePart, FreedView, Line, ModelParts, ModelView, Pulled, TensorPart, Transfer,
+};
+use crate::store::{AddOptions, Chunker, FetchOptions, Freed, StoreError};
+
+/// Progress that waits to be sent; what comes while it is full is left out.
+const PROGRESS: usize = 16;
+
+pub(super) async fn list(State(shared): State<Shared>) -> Result<Json<Vec<ModelView>>, Refusal> {
+    let loaded = shared.node.scheduler.models().loaded();
+    let listed = shared.node.store.list().await?;
+    let view = listed.into_iter().map(|listed| ModelView {
+        loaded: loaded.iter().any(|model| model.cid == listed.root.cid),
+        cid: listed.root.cid.to_string(),
+        name: listed.root.name,
+        kind: listed.root.kind.to_string(),
+        bytes: listed.root.bytes,
+        complete: listed.complete,
+    });
+    Ok(Json(view.collect()))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Show {
+    #[serde(default)]
+    fetch: bool,
+}
+
+pub(super) async fn show(
+    State(shared): State<Shared>,
+    Path(model): Path<String>,
+    Query(Show { fetch }): Query<Show>,
+) -> Result<Json<ModelParts>, Refusal> {
+    let model = parse(&model)?;
+    let store = &shared.node.store;
+    if fetch {
+        let providers = shared.node.swarm.providers(&model).await;
+        store.fetch_headers(&model.cid, FetchOptions { providers, pin: false, ..shared.fetch.clone() }).await?;
+    }
+    let shown = store.show(&model.cid, path_of(&model)).await?;
+    let files = shown.files.into_iter();
+    let tensors = shown.tensors.into_iter();
+    Ok(Json(ModelParts {
+        cid: shown.cid.to_string(),
+        kind: shown.kind.to_string(),
+        files: files.map(|file| FilePart { name: file.name, bytes: file.bytes, here_bytes: file.here_bytes }).collect(),
+        tensors: tensors
+            .map(|tensor| TensorPart {
+                name: tensor.name,
+                shape: tensor.dims,
+                dtype: tensor.dtype,
+                bytes: tensor.bytes,
+                here_bytes: tensor.here_bytes,
+            })
+            .collect(),
+    }))
+}
+
+pub(super) async fn add(State(shared): State<Shared>, Json(request): Json<AddRequest>) -> Result<Response, Refusal> {
+    if !request.path.is_absolute() {
+        let relative = format!("{}: the path must be absolute", request.path.display());
+        return Err(JobError::new(ErrorCode::InvalidRequest, relative).into());
+    }
+    let (progress, heard) = mpsc::channel(PROGRESS);
+    let work = async move {
+        let chunker = match request.chunker {
+            Cut::Tensor => Chunker::Tensor,
+            Cut::Fixed => Chunker::UNIXFS_2025,
+            Cut::Fixed256k => Chunker::COMPATIBLE,
+        };
+        let options = AddOptions { chunker, move_source: request.move_source, ..AddOptions::default() };
+        let report = move |now: &crate::store::AddProgress| {
+            let transfer = Transfer { done_bytes: now.done_bytes, total_bytes: now.total_bytes, peers: 0 };
+            // A reader that lags behind misses a step, not the result.
+            let _lagging = progress.try_send(transfer);
+        };
+        let added = shared.node.store.add(&request.path, options, report).await?;
+        shared.node.swarm.provide(added.root.cid).await;
+        Ok(Added {
+            cid: added.root.cid.to_string(),
+            name: added.root.name,
+            bytes: added.root.bytes,
+            new_blocks: added.new_blocks,
+            new_bytes: added.new_bytes,
+        })
+    };
+    Ok(lines(progress_then_result(heard, work)))
+}
+
+pub(super) async fn pull(State(shared): State<Shared>, Path(model): Path<String>) -> Result<Response, Refusal> {
+    let model = parse(&model)?;
+    let (progress, heard) = mpsc::channel(PROGRESS);
+    let work = async move {
+        let providers = shared.node.swarm.providers(&model).await;
+        let options = FetchOptions { providers, ..shared.fetch.clone() };
+        let report = move |now: &crate::store::FetchProgress| {
+            let total_bytes = now.fetched_bytes + now.missing_bytes;
+            // A reader that lags behind misses a step, not the result.
+            let transfer = Transfer { done_bytes: now.fetched_bytes, total_bytes, peers: now.peers };
+            let _lagging = progress.try_send(transfer);
+        };
+        let fetched = shared.node.store.fetch(&model.cid, options, report).await?;
+        shared.node.swarm.provide(model.cid).await;
+        Ok(Pulled {
+            cid: fetched.root.cid.to_string(),
+            fetched_bytes: fetched.fetched_bytes,
+            here_bytes: fetched.here_bytes,
+            duplicate_blocks: fetched.duplicate_blocks,
+            peers: fetched.peers.iter().map(|share| (share.peer.map(|peer| peer.to_string()), share.bytes)).collect(),
+            seconds: fetched.seconds,
+        })
+    };
+    Ok(lines(progress_then_result(heard, work)))
+}
+
+pub(super) async fn remove(
+    State(shared): State<Shared>,
+    Path(model): Path<String>,
+) -> Result<Json<FreedView>, Refusal> {
+    let model = parse(&model)?;
+    Ok(Json(view(shared.node.store.remove(&model.cid).await?)))
+}
+
+pub(super) async fn collect(State(shared): State<Shared>) -> Result<Json<FreedView>, Refusal> {
+    Ok(Json(view(shared.node.store.gc().await?)))
+}
+
+fn view(freed: Freed) -> FreedView {
+    FreedView { blocks: freed.blocks, bytes: freed.bytes }
+}
+
+fn parse(model: &str) -> Result<ModelRef, Refusal> {
+    Ok(model.parse().map_err(|error| JobError::new(ErrorCode::InvalidRequest, error))?)
+}
+
+fn path_of(model: &ModelRef) -> Option<&str> {
+    (!model.path.is_empty()).then_some(model.path.as_str())
+}
+
+/// The progress of `work` as it comes, then how it ended. Dropping the stream drops the work.
+fn progress_then_result<R: Send + 'static>(
+    heard: mpsc::Receiver<Transfer>,
+    work: impl Future<Output = Result<R, StoreError>> + Send + 'static,
+) -> impl Stream<Item = Line<Transfer, R>> + Send {
+    stream::unfold(Some((heard, Box::pin(work))), |state| async move {
+        let (mut heard, mut work) = state?;
+        tokio::select! {
+            biased;
+            Some(transfer) = heard.recv() => Some((Line::Progress(transfer), Some((heard, work)))),
+            result = &mut work => {
+                let last = result.map_or_else(|error| Line::Error(JobError::from(error)), Line::Result);
+                Some((last, None))
+            }
+        }
+    })
+}

@@ -1,0 +1,166 @@
+//! The jobs that a node knows: its own, those it runs for peers, and those it has handed to peers.
+
+mod log;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use accel_protocol::limits::EVENTS_KEPT_MS;
+use accel_protocol::{JobError, JobEvent, JobId, JobSpec, JobState, JobStatus};
+use libp2p::PeerId;
+use tokio_util::sync::CancellationToken;
+
+pub use log::{EventLog, Lost};
+
+/// Who may read a job's events and cancel it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// Whoever speaks to this node's own interface.
+    Local,
+    /// The peer that submitted it.
+    Peer(PeerId),
+}
+
+/// One job.
+#[derive(Debug)]
+pub struct Job {
+    /// What is asked.
+    pub spec: JobSpec,
+    /// Who asked.
+    pub owner: Owner,
+    /// What has happened.
+    pub log: EventLog,
+    /// Set when the job should end early.
+    pub cancel: CancellationToken,
+    accepted: Instant,
+    runs_on: Mutex<Option<PeerId>>,
+}
+
+impl Job {
+    /// When the job must have ended.
+    pub fn deadline(&self) -> tokio::time::Instant {
+        tokio::time::Instant::from_std(self.accepted + Duration::from_millis(self.spec.deadline_ms))
+    }
+
+    /// Notes which peer works on it; none means this node.
+    pub fn set_peer(&self, peer: Option<PeerId>) {
+        *self.runs_on.lock().unwrap_or_else(PoisonError::into_inner) = peer;
+    }
+
+    /// The peer that works on it; none means this node.
+    pub fn peer(&self) -> Option<PeerId> {
+        *self.runs_on.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the job with an error, unless it has ended.
+    pub fn fail(&self, error: JobError) {
+        self.log.append(JobEvent::Failed { error });
+        self.cancel.cancel();
+    }
+
+    /// Ends the job because somebody asked, unless it has ended.
+    pub fn stop(&self) {
+        self.log.append(JobEvent::Cancelled);
+        self.cancel.cancel();
+    }
+
+    /// The job as `ps` shows it.
+    pub fn status(&self) -> JobStatus {
+        JobStatus {
+            id: self.spec.id,
+            model: self.spec.model.clone(),
+            state: self.log.state(),
+            tokens: self.log.tokens(),
+            peer: self.peer().map(|peer| peer.to_string()),
+            age_ms: u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// Jobs remembered at most, ended ones included; beyond that the ones that ended first are forgotten early.
+const REMEMBERED: usize = 4096;
+
+/// All jobs. Clones share one table.
+#[derive(Clone, Debug, Default)]
+pub struct Jobs {
+    table: Arc<Mutex<HashMap<JobId, Arc<Job>>>>,
+}
+
+/// What became of a submission.
+#[derive(Debug)]
+pub enum Entered {
+    /// The job is new.
+    New(Arc<Job>),
+    /// The same owner has submitted it before.
+    Known(Arc<Job>),
+    /// The id belongs to somebody else's job.
+    Taken,
+}
+
+impl Jobs {
+    fn table(&self) -> MutexGuard<'_, HashMap<JobId, Arc<Job>>> {
+        // Entries are inserted and removed whole, so a panic elsewhere leaves nothing half-done.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a job, once for each id.
+    pub fn enter(&self, spec: JobSpec, owner: Owner) -> Entered {
+        let mut table = self.table();
+        if let Some(known) = table.get(&spec.id) {
+            return if known.owner == owner { Entered::Known(known.clone()) } else { Entered::Taken };
+        }
+        forget_ended(&mut table);
+        let job = Arc::new(Job {
+            owner,
+            log: EventLog::new(u32::try_from(spec.prior.len()).unwrap_or(u32::MAX)),
+            cancel: CancellationToken::new(),
+            accepted: Instant::now(),
+            runs_on: Mutex::new(None),
+            spec,
+        });
+        table.insert(job.spec.id, job.clone());
+        Entered::New(job)
+    }
+
+    /// The job of that name, for its owner; whoever speaks to this node's own interface may see all.
+    pub fn get(&self, id: JobId, asker: Owner) -> Option<Arc<Job>> {
+        self.table().get(&id).filter(|job| asker == Owner::Local || job.owner == asker).cloned()
+    }
+
+    /// Forgets a job that was not accepted after all.
+    pub fn forget(&self, id: JobId) {
+        self.table().remove(&id);
+    }
+
+    /// Jobs that have not ended, and those that ended a short while ago.
+    pub fn all(&self) -> Vec<Arc<Job>> {
+        let mut table = self.table();
+        forget_ended(&mut table);
+        let mut all: Vec<_> = table.values().cloned().collect();
+        all.sort_by_key(|job| job.accepted);
+        all
+    }
+
+    /// How many of the jobs that this node itself runs are queued, and how many running.
+    pub fn load(&self) -> (u32, u32) {
+        self.table().values().filter(|job| job.peer().is_none()).map(|job| job.log.state()).fold(
+            (0, 0),
+            |(queued, running), state| match state {
+                JobState::Queued => (queued + 1, running),
+                JobState::Running => (queued, running + 1),
+                JobState::Done | JobState::Failed | JobState::Cancelled => (queued, running),
+            },
+        )
+    }
+}
+
+fn forget_ended(table: &mut HashMap<JobId, Arc<Job>>) {
+    let kept = Duration::from_millis(EVENTS_KEPT_MS);
+    table.retain(|_, job| job.log.ended().is_none_or(|ended| ended.elapsed() < kept));
+    while table.len() >= REMEMBERED {
+        let first = table.values().filter_map(|job| Some((job.log.ended()?, job.spec.id))).min();
+        let Some((_, id)) = first else { return };
+        table.remove(&id);
+    }
+}

@@ -1,0 +1,157 @@
+//! Who is there: each peer's last advert, how far away it is, and whether it is connected.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use accel_protocol::limits::{ADVERT_ADDRESSES, ADVERT_LIFE_MS, ADVERT_MODELS};
+use accel_protocol::{Advert, ModelRef};
+use libp2p::PeerId;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+/// Peers that are remembered at most; the ones whose adverts expire first are forgotten first.
+const PEERS: usize = 4096;
+
+/// What is known of one peer.
+#[derive(Clone, Debug, Default)]
+pub struct Peer {
+    /// What it last told about itself.
+    pub advert: Option<Advert>,
+    /// Its last round trip.
+    pub round_trip: Option<Duration>,
+    /// Whether a connection is open.
+    pub connected: bool,
+}
+
+/// A peer as `peers` shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeerView {
+    /// Its id.
+    pub peer: String,
+    /// Whether a connection is open.
+    pub connected: bool,
+    /// Its last round trip in milliseconds.
+    pub round_trip_ms: Option<f64>,
+    /// What it last told about itself.
+    pub advert: Option<Advert>,
+}
+
+/// The peers that a node knows. Clones share one table.
+#[derive(Clone, Debug)]
+pub struct Peers {
+    table: Arc<Mutex<HashMap<PeerId, Peer>>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Default for Peers {
+    fn default() -> Self {
+        Self { table: Arc::default(), changed: watch::Sender::new(0) }
+    }
+}
+
+impl Peers {
+    fn table(&self) -> MutexGuard<'_, HashMap<PeerId, Peer>> {
+        // Every write to the table is a whole one, so a panic elsewhere leaves nothing half-done in it.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update(&self, peer: PeerId, change: impl FnOnce(&mut Peer)) {
+        let mut table = self.table();
+        if table.len() >= PEERS && !table.contains_key(&peer) {
+            forget_one(&mut table);
+        }
+        change(table.entry(peer).or_default());
+        drop(table);
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// A connection to `peer` opened or the last one closed.
+    pub fn set_connected(&self, peer: PeerId, connected: bool) {
+        self.update(peer, |known| known.connected = connected);
+    }
+
+    /// A ping to `peer` came back.
+    pub fn set_round_trip(&self, peer: PeerId, round_trip: Duration) {
+        self.update(peer, |known| known.round_trip = Some(round_trip));
+    }
+
+    /// `peer` told about itself. An advert that is older than what is known, expired, or lives too long is dropped.
+    pub fn hear(&self, peer: PeerId, advert: Advert) {
+        let now = unix_ms();
+        let live = advert.expires_unix_ms > now && advert.expires_unix_ms <= now.saturating_add(2 * ADVERT_LIFE_MS);
+        if !live || advert.models.len() > ADVERT_MODELS || advert.addresses.len() > ADVERT_ADDRESSES {
+            tracing::debug!(%peer, "an advert that is expired or over its bounds was dropped");
+            return;
+        }
+        self.update(peer, |known| {
+            if known.advert.as_ref().is_none_or(|old| old.number < advert.number) {
+                known.advert = Some(advert);
+            }
+        });
+    }
+
+    /// What is known of `peer`, without an advert that has expired.
+    pub fn get(&self, peer: &PeerId) -> Option<Peer> {
+        self.table().get(peer).cloned().map(without_expired)
+    }
+
+    /// All that is known.
+    pub fn all(&self) -> Vec<(PeerId, Peer)> {
+        self.table().iter().map(|(id, peer)| (*id, without_expired(peer.clone()))).collect()
+    }
+
+    /// Peers whose adverts name `model`, or its root.
+    pub fn holders(&self, model: &ModelRef) -> Vec<PeerId> {
+        self.all()
+            .into_iter()
+            .filter(|(_, peer)| {
+                peer.advert.as_ref().is_some_and(|advert| advert.models.iter().any(|held| held.model.cid == model.cid))
+            })
+            .map(|(id, _)| id)
+            .collect()
+    }
+
+    /// The peers as people see them: those that are connected or have a live advert.
+    pub fn view(&self) -> Vec<PeerView> {
+        let mut view: Vec<PeerView> = self
+            .all()
+            .into_iter()
+            .filter(|(_, peer)| peer.connected || peer.advert.is_some())
+            .map(|(id, peer)| PeerView {
+                peer: id.to_string(),
+                connected: peer.connected,
+                round_trip_ms: peer.round_trip.map(|time| time.as_secs_f64() * 1e3),
+                advert: peer.advert,
+            })
+            .collect();
+        view.sort_by(|a, b| a.peer.cmp(&b.peer));
+        view
+    }
+
+    /// Wakes whenever something about a peer changes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}
+
+fn without_expired(mut peer: Peer) -> Peer {
+    if peer.advert.as_ref().is_some_and(|advert| advert.expires_unix_ms <= unix_ms()) {
+        peer.advert = None;
+    }
+    peer
+}
+
+fn forget_one(table: &mut HashMap<PeerId, Peer>) {
+    let expiry = |peer: &Peer| peer.advert.as_ref().map_or(0, |advert| advert.expires_unix_ms);
+    let oldest = table.iter().filter(|(_, peer)| !peer.connected).min_by_key(|(_, peer)| expiry(peer));
+    if let Some(id) = oldest.map(|(id, _)| *id) {
+        table.remove(&id);
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub fn unix_ms() -> u64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+}

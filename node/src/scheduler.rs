@@ -1,0 +1,311 @@
+//! Which jobs run, where, and when: admission, placement, and the way of each job to its one end.
+
+mod models;
+mod placement;
+mod worker;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use accel_protocol::limits::{BLOB_INPUT_BYTES, INLINE_INPUT_BYTES};
+use accel_protocol::{Arithmetic, ErrorCode, Input, JobError, JobEvent, JobSpec, JobState, Load, Rejection};
+use libp2p::PeerId;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::task::TaskTracker;
+
+use crate::client::{self, Answered};
+use crate::config::JobsConfig;
+use crate::jobs::{Entered, Job, Jobs, Owner};
+use crate::store::{FetchOptions, Store};
+use crate::swarm::Swarm;
+
+pub use models::Models;
+use placement::Place;
+use worker::Assignment;
+
+/// What a peer that is turned away for lack of room is told to wait.
+const RETRY_AFTER_MS: u64 = 2_000;
+
+/// The scheduler of a node; clones share it.
+#[derive(Clone, Debug)]
+pub struct Scheduler {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    jobs: Jobs,
+    models: Models,
+    store: Store,
+    swarm: Swarm,
+    config: JobsConfig,
+    /// One permit for each job at work here.
+    desks: Semaphore,
+    draining: AtomicBool,
+    changed: Notify,
+    tasks: TaskTracker,
+}
+
+impl Scheduler {
+    /// A scheduler with nothing to do.
+    pub fn new(
+        config: &JobsConfig,
+        machine_memory_bytes: Option<u64>,
+        store: Store,
+        swarm: Swarm,
+        fetch: FetchOptions,
+    ) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                jobs: Jobs::default(),
+                models: Models::new(config, machine_memory_bytes, store.clone(), swarm.clone(), fetch),
+                store,
+                swarm,
+                desks: Semaphore::new(config.running),
+                config: config.clone(),
+                draining: AtomicBool::new(false),
+                changed: Notify::new(),
+                tasks: TaskTracker::new(),
+            }),
+        }
+    }
+
+    /// All jobs.
+    pub fn jobs(&self) -> &Jobs {
+        &self.shared.jobs
+    }
+
+    /// The models in memory.
+    pub fn models(&self) -> &Models {
+        &self.shared.models
+    }
+
+    /// How busy this node is.
+    pub fn load(&self) -> Load {
+        let (queued, running) = self.shared.jobs.load();
+        Load { running, queued, capacity: u32::try_from(self.capacity()).unwrap_or(u32::MAX) }
+    }
+
+    /// Whether this node takes jobs from its peers now.
+    pub fn serves(&self) -> bool {
+        self.shared.config.serve && !self.shared.draining.load(Ordering::Relaxed)
+    }
+
+    /// Wakes when the load or the models in memory have changed.
+    pub async fn changed(&self) {
+        self.shared.changed.notified().await;
+    }
+
+    fn capacity(&self) -> usize {
+        self.shared.config.running + self.shared.config.queued
+    }
+
+    /// Takes a job from this node's own interface, to run wherever it runs best, or on `first` if that peer can.
+    ///
+    /// # Errors
+    /// When the job is not valid or the node is stopping.
+    pub fn submit(&self, spec: JobSpec, first: Option<PeerId>) -> Result<Arc<Job>, Rejection> {
+        self.enter(spec, Owner::Local, move |scheduler, job| async move { scheduler.drive(job, first).await })
+    }
+
+    /// Takes a job from a peer, to run here.
+    ///
+    /// # Errors
+    /// When the job is not valid, this node does not run jobs for peers, or it has no room.
+    pub fn accept(&self, peer: PeerId, spec: JobSpec) -> Result<Arc<Job>, Rejection> {
+        if !self.shared.config.serve {
+            return Err(refusal(ErrorCode::NoWorker, "this peer does not run jobs for others (jobs.serve)", None));
+        }
+        self.enter(spec, Owner::Peer(peer), move |scheduler, job| async move {
+            let spec = job.spec.clone();
+            if let Err(error) = scheduler.run_here(&job, spec, Some(peer), false).await {
+                job.fail(error);
+            }
+        })
+    }
+
+    fn enter<F>(
+        &self,
+        spec: JobSpec,
+        owner: Owner,
+        way: impl FnOnce(Self, Arc<Job>) -> F,
+    ) -> Result<Arc<Job>, Rejection>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if self.shared.draining.load(Ordering::Relaxed) {
+            return Err(refusal(ErrorCode::ShuttingDown, "this node is stopping", None));
+        }
+        spec.validate().map_err(|error| Rejection { error, retry_after_ms: None })?;
+        let load = self.load();
+        if load.running + load.queued >= load.capacity {
+            let full = format!("all {} places for jobs are taken", load.capacity);
+            return Err(refusal(ErrorCode::OutOfResources, &full, Some(RETRY_AFTER_MS)));
+        }
+        let job = match self.shared.jobs.enter(spec, owner) {
+            Entered::New(job) => job,
+            Entered::Known(job) => return Ok(job),
+            Entered::Taken => {
+                return Err(refusal(ErrorCode::InvalidRequest, "this job id belongs to another's job", None));
+            }
+        };
+        let run = way(self.clone(), job.clone());
+        self.shared.tasks.spawn(finish(self.clone(), job.clone(), run));
+        self.shared.changed.notify_waiters();
+        Ok(job)
+    }
+
+    /// A job's way when it was submitted here: from place to place until one brings it to an end.
+    async fn drive(&self, job: Arc<Job>, first: Option<PeerId>) {
+        let mut first = first.map(Place::Peer);
+        let mut tried = Vec::new();
+        let mut answered = Answered::default();
+        let mut last_error = None;
+        while !job.cancel.is_cancelled() {
+            let place = match first.take() {
+                Some(first) => Some(first),
+                None => placement::choose(self, &job.spec, &tried, answered.arithmetic()).await,
+            };
+            let Some(place) = place else { break };
+            tried.push(place);
+            let spec = answered.rest_of(&job.spec);
+            let outcome = match place {
+                Place::Here => {
+                    job.set_peer(None);
+                    let continues = answered.has_begun();
+                    self.run_here(&job, spec, None, continues).await
+                }
+                Place::Peer(peer) => {
+                    job.set_peer(Some(peer));
+                    match self.portable(spec).await {
+                        Ok(spec) => client::follow(&self.shared.swarm, peer, spec, &job, &mut answered).await,
+                        Err(error) => Err(error),
+                    }
+                }
+            };
+            match outcome {
+                Ok(()) => return,
+                Err(error) if error.code.may_move() => {
+                    tracing::warn!(job = %job.spec.id, ?place, %error, "a job moves on");
+                    last_error = Some(error);
+                }
+                Err(error) => return job.fail(error),
+            }
+        }
+        job.fail(last_error.unwrap_or_else(|| placement::nobody(&job.spec)));
+    }
+
+    /// The spec with an input over the inline limit replaced by the CID of a file that holds it.
+    async fn portable(&self, mut spec: JobSpec) -> Result<JobSpec, JobError> {
+        let internal = |error: &dyn std::fmt::Display| JobError::new(ErrorCode::Internal, error);
+        let json = serde_json::to_vec(&spec.input).map_err(|error| internal(&error))?;
+        if json.len() > INLINE_INPUT_BYTES && !matches!(spec.input, Input::Blob(_)) {
+            let cid = self.shared.store.add_bytes(json).await.map_err(JobError::from)?;
+            spec.input = Input::Blob(cid.to_string());
+        }
+        Ok(spec)
+    }
+
+    /// The spec with an input that came by CID in its place.
+    async fn inline(&self, mut spec: JobSpec, from: Option<PeerId>) -> Result<JobSpec, JobError> {
+        if let Input::Blob(text) = &spec.input {
+            let invalid = |error: &dyn std::fmt::Display| {
+                JobError::new(ErrorCode::InvalidRequest, format!("input {text}: {error}"))
+            };
+            let cid = text.parse().map_err(|error: cid::Error| invalid(&error))?;
+            let providers = from.into_iter().collect();
+            let bytes = self.shared.store.read_bytes(cid, BLOB_INPUT_BYTES, providers).await.map_err(JobError::from)?;
+            let input: Input = serde_json::from_slice(&bytes).map_err(|error| invalid(&error))?;
+            if matches!(input, Input::Blob(_)) {
+                return Err(invalid(&"it names another CID"));
+            }
+            spec.input = input;
+            spec.validate()?;
+        }
+        Ok(spec)
+    }
+
+    /// Runs a job on this node's own worker. `Ok` means that its log has ended.
+    async fn run_here(
+        &self,
+        job: &Arc<Job>,
+        spec: JobSpec,
+        from: Option<PeerId>,
+        continues: bool,
+    ) -> Result<(), JobError> {
+        let closed = |_| JobError::new(ErrorCode::ShuttingDown, "this node is stopping");
+        let _desk = self.shared.desks.acquire().await.map_err(closed)?;
+        let mut spec = self.inline(spec, from).await?;
+        let worker = self
+            .shared
+            .models
+            .worker(&spec.model, |event| {
+                job.log.append(event);
+            })
+            .await?;
+        self.shared.changed.notify_waiters();
+        let continues =
+            continues.then(|| Continued { peer: self.shared.swarm.id(), arithmetic: spec.arithmetic.clone() });
+        // Where no peer has the arithmetic that the answer was begun with, it goes on with another, and the events say so.
+        if spec.arithmetic.as_ref().is_some_and(|wanted| wanted != worker.arithmetic()) {
+            spec.arithmetic = None;
+        }
+        worker.run(Assignment { job: job.clone(), spec, continues });
+        job.log.end().await;
+        Ok(())
+    }
+
+    /// Takes no more jobs; those at work get `jobs.stop_grace_seconds` to finish, then go back to whoever submitted
+    /// them to be handed over.
+    pub async fn drain(&self) {
+        let shared = &self.shared;
+        shared.draining.store(true, Ordering::Relaxed);
+        shared.changed.notify_waiters();
+        shared.tasks.close();
+        let handed_over = || JobError::new(ErrorCode::ShuttingDown, "the worker is stopping");
+        for job in shared.jobs.all().iter().filter(|job| job.log.state() == JobState::Queued) {
+            job.fail(handed_over());
+        }
+        let grace = Duration::from_secs(shared.config.stop_grace_seconds);
+        if tokio::time::timeout(grace, shared.tasks.wait()).await.is_err() {
+            for job in shared.jobs.all() {
+                job.fail(handed_over());
+            }
+            shared.tasks.wait().await;
+        }
+    }
+}
+
+/// An answer that another peer began and this node goes on with.
+#[derive(Clone, Debug)]
+pub struct Continued {
+    /// This node.
+    pub peer: PeerId,
+    /// What the answer was begun with.
+    pub arithmetic: Option<Arithmetic>,
+}
+
+/// Runs a job's way within its deadline, and makes sure that it has ended when the way has.
+async fn finish(scheduler: Scheduler, job: Arc<Job>, way: impl Future<Output = ()>) {
+    tokio::select! {
+        () = way => {}
+        () = job.cancel.cancelled() => {}
+        () = tokio::time::sleep_until(job.deadline()) => {
+            let late = format!("not done within {} ms", job.spec.deadline_ms);
+            job.fail(JobError::new(ErrorCode::DeadlineExceeded, late));
+        }
+    }
+    job.cancel.cancel();
+    if job.log.append(JobEvent::Cancelled) {
+        tracing::error!(job = %job.spec.id, "a job's way ended before the job");
+    }
+    if let Some(peer) = job.peer() {
+        client::release(&scheduler.shared.swarm, peer, &job).await;
+    }
+    scheduler.shared.changed.notify_waiters();
+}
+
+fn refusal(code: ErrorCode, message: &str, retry_after_ms: Option<u64>) -> Rejection {
+    Rejection { error: JobError::new(code, message), retry_after_ms }
+}

@@ -1,0 +1,154 @@
+//! The thread that computes: one for each loaded model, and the only way from async code to compute.
+//!
+//! It owns its pipeline, takes commands between steps, and writes events straight to the jobs' logs. It ends when its
+//! handle is dropped.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvError, SyncSender, TryRecvError, TrySendError, sync_channel};
+
+use accel_pipelines::{Pipeline, StepPlan};
+use accel_protocol::{Arithmetic, ErrorCode, JobError, JobEvent, JobId, JobSpec};
+
+use super::Continued;
+use crate::jobs::Job;
+
+/// Commands that wait at most; admission keeps the number of jobs far below.
+const COMMANDS: usize = 1024;
+/// Tokens of a prompt that one step reads, so that other jobs' tokens are not held up for long.
+const PREFILL_TOKENS: usize = 128;
+
+/// A job as the thread gets it.
+#[derive(Debug)]
+pub struct Assignment {
+    /// Where its events go.
+    pub job: Arc<Job>,
+    /// What to do: the job's own spec, with its input in place and the answer so far.
+    pub spec: JobSpec,
+    /// Set when the job's log holds the beginning of the answer.
+    pub continues: Option<Continued>,
+}
+
+/// A loaded model with its thread.
+#[derive(Debug)]
+pub struct Worker {
+    commands: SyncSender<Assignment>,
+    arithmetic: Arithmetic,
+    memory_bytes: u64,
+}
+
+impl Worker {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(pipeline: Box<dyn Pipeline>) -> std::io::Result<Self> {
+        let (commands, inbox) = sync_channel(COMMANDS);
+        let (arithmetic, memory_bytes) = (pipeline.arithmetic(), pipeline.memory_bytes());
+        std::thread::Builder::new()
+            .name("accel-worker".to_owned())
+            .spawn(move || Desk { pipeline, inbox, active: HashMap::new() }.work())?;
+        Ok(Self { commands, arithmetic, memory_bytes })
+    }
+
+    /// Hands a job to the thread; its events appear in its log.
+    pub fn run(&self, assignment: Assignment) {
+        let sent = self.commands.try_send(assignment);
+        if let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) = sent {
+            back.job.fail(JobError::new(ErrorCode::OutOfResources, "the worker thread takes no more jobs"));
+        }
+    }
+
+    /// The arithmetic it computes with.
+    pub fn arithmetic(&self) -> &Arithmetic {
+        &self.arithmetic
+    }
+
+    /// Bytes of the model in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+}
+
+impl Assignment {
+    /// An answer that goes on does not start again: whoever reads the log is told that it moved.
+    fn continued(&self, event: JobEvent) -> JobEvent {
+        match (event, &self.continues) {
+            (JobEvent::Started { arithmetic, .. }, Some(continued)) => JobEvent::Moved {
+                peer: continued.peer.to_string(),
+                prior_tokens: u32::try_from(self.spec.prior.len()).unwrap_or(u32::MAX),
+                exact: continued.arithmetic.as_ref() == Some(&arithmetic),
+            },
+            (event, _) => event,
+        }
+    }
+}
+
+struct Desk {
+    pipeline: Box<dyn Pipeline>,
+    inbox: Receiver<Assignment>,
+    active: HashMap<JobId, Assignment>,
+}
+
+impl Desk {
+    fn work(mut self) {
+        loop {
+            // With nothing to do, sleep until a job comes; otherwise only look.
+            if self.active.is_empty() {
+                match self.inbox.recv() {
+                    Ok(job) => self.admit(job),
+                    Err(RecvError) => return,
+                }
+            }
+            loop {
+                match self.inbox.try_recv() {
+                    Ok(job) => self.admit(job),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) if self.active.is_empty() => return,
+                    Err(TryRecvError::Disconnected) => break,
+                }
+            }
+            self.drop_cancelled();
+            self.step();
+        }
+    }
+
+    fn admit(&mut self, assignment: Assignment) {
+        match self.pipeline.admit(&assignment.spec) {
+            Ok(cost) => {
+                tracing::debug!(job = %assignment.spec.id, prompt_tokens = cost.prompt_tokens, "admitted");
+                self.active.insert(assignment.spec.id, assignment);
+            }
+            Err(error) => assignment.job.fail(error),
+        }
+    }
+
+    fn drop_cancelled(&mut self) {
+        let gone: Vec<JobId> =
+            self.active.iter().filter(|(_, work)| work.job.cancel.is_cancelled()).map(|(id, _)| *id).collect();
+        for id in gone {
+            self.pipeline.evict(id);
+            self.active.remove(&id);
+        }
+    }
+
+    fn step(&mut self) {
+        if self.active.is_empty() {
+            return;
+        }
+        let plan = StepPlan { work: self.active.keys().map(|id| (*id, PREFILL_TOKENS)).collect() };
+        let mut ended = Vec::new();
+        let active = &self.active;
+        self.pipeline.step(&plan, &mut |id: JobId, event: JobEvent| {
+            let Some(work) = active.get(&id) else { return };
+            if event.is_last() {
+                ended.push(id);
+            }
+            work.job.log.append(work.continued(event));
+        });
+        for id in ended {
+            self.pipeline.evict(id);
+            self.active.remove(&id);
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! The one swarm of a node: the libp2p swarm that rust-ipfs owns carries blocks, adverts and jobs.
+
+use std::path::Path;
+use std::time::Duration;
+
+use accel_ipfs::{GossipsubEvent, PeerEvent, Settings};
+use accel_protocol::frame::{self, FrameError, PREFIX_BYTES};
+use accel_protocol::message::{ADVERTS_TOPIC, JOBS_PROTOCOL, OUTPUT_PROTOCOL};
+use accel_protocol::{JobRequest, JobResponse, ModelRef, OutputRequest};
+use cid::Cid;
+use futures::stream::BoxStream;
+use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use libp2p::identity::Keypair;
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::{Multiaddr, PeerId, StreamProtocol};
+use rust_ipfs::Ipfs;
+use serde::de::DeserializeOwned;
+
+use crate::config::SwarmConfig;
+use crate::peers::Peers;
+
+/// A request that is not answered within this time counts as lost.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
+/// Providers of one model that are asked.
+const PROVIDERS: usize = 16;
+
+/// Something went wrong between this node and a peer, or in the swarm itself.
+#[derive(Debug, thiserror::Error)]
+pub enum SwarmError {
+    /// rust-ipfs reports a failure.
+    #[error("{doing}: {message}")]
+    Ipfs {
+        /// What was being done.
+        doing: &'static str,
+        /// What rust-ipfs says.
+        message: String,
+    },
+    /// No address of ours came up.
+    #[error("cannot listen on {address}: is the port in use?")]
+    Listen {
+        /// The address asked for.
+        address: Multiaddr,
+    },
+    /// A peer cannot be reached.
+    #[error("peer {peer} cannot be reached: {message}")]
+    Unreachable {
+        /// The peer.
+        peer: PeerId,
+        /// Why.
+        message: String,
+    },
+    /// A peer did not answer in time.
+    #[error("peer {peer} did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
+    Silent {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// A peer sent something that is not of the protocol.
+    #[error("peer {peer}: {source}")]
+    Frame {
+        /// The peer.
+        peer: PeerId,
+        /// What is wrong.
+        #[source]
+        source: FrameError,
+    },
+    /// A stream broke.
+    #[error("the stream with peer {peer} broke: {source}")]
+    Stream {
+        /// The peer.
+        peer: PeerId,
+        /// How.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An address names no peer.
+    #[error("{address} names no peer; it must end in /p2p/PEER_ID")]
+    NoPeerId {
+        /// The address.
+        address: Multiaddr,
+    },
+}
+
+fn ipfs(doing: &'static str) -> impl FnOnce(rust_ipfs::Error) -> SwarmError {
+    move |error| SwarmError::Ipfs { doing, message: format!("{error:#}") }
+}
+
+/// A handle on the swarm; clones share it.
+#[derive(Clone, Debug)]
+pub struct Swarm {
+    ipfs: Ipfs,
+    peers: Peers,
+}
+
+impl Swarm {
+    /// Starts a swarm that keeps its blocks under `repository`, or in memory when there is none.
+    ///
+    /// # Errors
+    /// When the repository cannot be opened or no listener comes up.
+    pub async fn start(keypair: &Keypair, config: &SwarmConfig, repository: Option<&Path>) -> Result<Self, SwarmError> {
+        let peers = Peers::default();
+        let settings = Settings {
+            agent: crate::AGENT,
+            repository: repository.map(Path::to_owned),
+            listen: config.listen.clone(),
+            bootstrap: config.bootstrap.clone(),
+            mdns: config.mdns,
+            connections: config.connections,
+            connections_per_peer: config.connections_per_peer,
+            request_timeout: REQUEST_TIMEOUT,
+        };
+        let table = peers.clone();
+        let start = accel_ipfs::start(keypair.clone(), settings, move |event| match event {
+            PeerEvent::Connected(peer) => table.set_connected(peer, true),
+            PeerEvent::Disconnected(peer) => table.set_connected(peer, false),
+            PeerEvent::RoundTrip(peer, time) => table.set_round_trip(peer, time),
+        });
+        let node = start.await.map_err(|message| SwarmError::Ipfs { doing: "start the swarm", message })?;
+        let swarm = Self { ipfs: node, peers };
+        swarm.check_listeners(config).await?;
+        // A small swarm has no strangers to measure reachability; a node that listens serves the DHT.
+        swarm.ipfs.dht_mode(rust_ipfs::DhtMode::Server).await.map_err(ipfs("serve the DHT"))?;
+        for address in &config.external {
+            swarm.ipfs.add_external_address(address.clone()).await.map_err(ipfs("add an external address"))?;
+        }
+        // Provider records carry external addresses only: without one, nobody who looks up a provider finds this node.
+        for address in swarm.listen_addresses().await? {
+            swarm.ipfs.add_external_address(address).await.map_err(ipfs("add an external address"))?;
+        }
+        Ok(swarm)
+    }
+
+    /// Listening is reported late and failures only logged by rust-ipfs, so wait until each port answers for itself.
+    async fn check_listeners(&self, config: &SwarmConfig) -> Result<(), SwarmError> {
+        let mut events = self.ipfs.swarm_events().await.map_err(ipfs("watch the swarm"))?;
+        for wanted in &config.listen {
+            let is_up = |addresses: &[Multiaddr]| addresses.iter().any(|address| same_transport(address, wanted));
+            let wait = async {
+                while !is_up(&self.ipfs.listening_addresses().await.map_err(ipfs("list listeners"))?) {
+                    if events.next().await.is_none() {
+                        break;
+                    }
+                }
+                Ok::<(), SwarmError>(())
+            };
+            match tokio::time::timeout(DIAL_TIMEOUT, wait).await {
+                Ok(result) => result?,
+                Err(_) => return Err(SwarmError::Listen { address: wanted.clone() }),
+            }
+        }
+        Ok(())
+    }
+
+    /// This node's id.
+    pub fn id(&self) -> PeerId {
+        self.ipfs.keypair().public().to_peer_id()
+    }
+
+    /// Who is there.
+    pub fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    /// The IPFS node, for the store.
+    pub fn ipfs(&self) -> &Ipfs {
+        &self.ipfs
+    }
+
+    /// Addresses this node listens on, without its id.
+    ///
+    /// # Errors
+    /// When the swarm has stopped.
+    pub async fn listen_addresses(&self) -> Result<Vec<Multiaddr>, SwarmError> {
+        let mut addresses = self.ipfs.listening_addresses().await.map_err(ipfs("list listeners"))?;
+        for address in &mut addresses {
+            if matches!(address.iter().last(), Some(Protocol::P2p(_))) {
+                address.pop();
+            }
+        }
+        addresses.sort();
+        addresses.dedup();
+        Ok(addresses)
+    }
+
+    /// Connects to the peer that `address` ends in.
+    ///
+    /// # Errors
+    /// When the address names no peer or the peer cannot be reached.
+    pub async fn connect_to(&self, address: &Multiaddr) -> Result<PeerId, SwarmError> {
+        let peer = address
+            .iter()
+            .find_map(|part| match part {
+                Protocol::P2p(peer) => Some(peer),
+                _ => None,
+            })
+            .ok_or_else(|| SwarmError::NoPeerId { address: address.clone() })?;
+        self.dial(peer, vec![address.clone()]).await?;
+        Ok(peer)
+    }
+
+    /// Makes sure that a connection to `peer` is open, by the addresses of its advert and those that the swarm knows.
+    ///
+    /// # Errors
+    /// When the peer cannot be reached.
+    pub async fn connect(&self, peer: PeerId) -> Result<(), SwarmError> {
+        let known = self.peers.get(&peer);
+        if known.as_ref().is_some_and(|known| known.connected) {
+            return Ok(());
+        }
+        let advertised = known.and_then(|known| known.advert).map(|advert| advert.addresses).unwrap_or_default();
+        let addresses = advertised.iter().filter_map(|text| text.parse().ok()).collect();
+        self.dial(peer, addresses).await
+    }
+
+    async fn dial(&self, peer: PeerId, addresses: Vec<Multiaddr>) -> Result<(), SwarmError> {
+        // A dial that is already under way, from our side or by mDNS, must not make this one fail.
+        let dial = DialOpts::peer_id(peer)
+            .condition(PeerCondition::Always)
+            .addresses(addresses)
+            .extend_addresses_through_behaviour()
+            .build();
+        let unreachable = |message: String| SwarmError::Unreachable { peer, message };
+        match tokio::time::timeout(DIAL_TIMEOUT, self.ipfs.connect(dial)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(unreachable(format!("{error:#}"))),
+            Err(_) => Err(unreachable(format!("no connection within {} s", DIAL_TIMEOUT.as_secs()))),
+        }
+    }
+
+    /// Asks `peer` something by `/accel/jobs/1`.
+    ///
+    /// # Errors
+    /// When the peer cannot be reached, does not answer in time, or answers something else.
+    pub async fn request(&self, peer: PeerId, request: &JobRequest) -> Result<JobResponse, SwarmError> {
+        self.connect(peer).await?;
+        let bytes = frame::encode(request).map_err(|source| SwarmError::Frame { peer, source })?;
+        let send = self.ipfs.send_request(peer, (StreamProtocol::new(JOBS_PROTOCOL), bytes));
+        let answer = match tokio::time::timeout(REQUEST_TIMEOUT, send).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => return Err(SwarmError::Unreachable { peer, message: format!("{error:#}") }),
+            Err(_) => return Err(SwarmError::Silent { peer }),
+        };
+        frame::decode(&answer).map_err(|source| SwarmError::Frame { peer, source })
+    }
+
+    /// Opens the stream of a job's events.
+    ///
+    /// # Errors
+    /// When the peer cannot be reached or the stream breaks.
+    pub async fn open_output(&self, peer: PeerId, request: OutputRequest) -> Result<FrameStream, SwarmError> {
+        self.connect(peer).await?;
+        let open = self.ipfs.open_stream(peer, OUTPUT_PROTOCOL);
+        let stream = match tokio::time::timeout(REQUEST_TIMEOUT, open).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(SwarmError::Unreachable { peer, message: format!("{error:#}") }),
+            Err(_) => return Err(SwarmError::Silent { peer }),
+        };
+        let mut frames = FrameStream { peer, stream };
+        frames.send(&request).await?;
+        Ok(frames)
+    }
+
+    /// Hears the adverts of others.
+    ///
+    /// # Errors
+    /// When the swarm has stopped.
+    pub async fn adverts(&self) -> Result<BoxStream<'static, GossipsubEvent>, SwarmError> {
+        self.ipfs.pubsub_subscribe(ADVERTS_TOPIC.to_owned()).await.map_err(ipfs("subscribe to adverts"))?;
+        self.ipfs.pubsub_listener(ADVERTS_TOPIC.to_owned()).await.map_err(ipfs("listen for adverts"))
+    }
+
+    /// Peers that have `model`: by their adverts, and by the provider records of its root.
+    pub async fn providers(&self, model: &ModelRef) -> Vec<PeerId> {
+        let mut providers = self.peers.holders(model);
+        match self.ipfs.get_providers(model.cid).await {
+            Ok(mut found) => {
+                let lookup = async {
+                    while let Some(Ok(more)) = found.next().await {
+                        providers.extend(more);
+                    }
+                };
+                if tokio::time::timeout(LOOKUP_TIMEOUT, lookup).await.is_err() {
+                    tracing::debug!(%model, "the look-up of providers was cut short");
+                }
+            }
+            Err(error) => tracing::debug!(%model, %error, "providers could not be looked up"),
+        }
+        let own = self.id();
+        providers.retain(|peer| *peer != own);
+        providers.sort();
+        providers.dedup();
+        providers.truncate(PROVIDERS);
+        let mut reachable = Vec::new();
+        for peer in providers {
+            match self.connect(peer).await {
+                Ok(()) => reachable.push(peer),
+                Err(error) => tracing::debug!(%model, %error, "a provider is left out"),
+            }
+        }
+        reachable
+    }
+
+    /// Tells the DHT that this node has the blocks under `root`.
+    pub async fn provide(&self, root: Cid) {
+        if let Err(error) = self.ipfs.provide(root).await {
+            tracing::debug!(%root, %error, "no provider record was stored; adverts still name the model");
+        }
+    }
+
+    /// Stops the swarm.
+    pub async fn stop(self) {
+        self.ipfs.exit_daemon().await;
+    }
+}
+
+fn same_transport(found: &Multiaddr, wanted: &Multiaddr) -> bool {
+    let port = |address: &Multiaddr| {
+        address.iter().find_map(|part| match part {
+            Protocol::Tcp(port) => Some((false, port)),
+            Protocol::Udp(port) => Some((true, port)),
+            _ => None,
+        })
+    };
+    match (port(found), port(wanted)) {
+        (Some((found_udp, found_port)), Some((wanted_udp, wanted_port))) => {
+            found_udp == wanted_udp && (wanted_port == 0 || found_port == wanted_port)
+        }
+        _ => false,
+    }
+}
+
+/// Frames on a stream with one peer.
+#[derive(Debug)]
+pub struct FrameStream {
+    peer: PeerId,
+    stream: libp2p::Stream,
+}
+
+impl FrameStream {
+    /// Frames on a stream that `peer` opened.
+    pub fn new(peer: PeerId, stream: libp2p::Stream) -> Self {
+        Self { peer, stream }
+    }
+
+    /// Sends one value.
+    ///
+    /// # Errors
+    /// When the value is too large or the stream breaks.
+    pub async fn send<T: serde::Serialize>(&mut self, value: &T) -> Result<(), SwarmError> {
+        let peer = self.peer;
+        let bytes = frame::frame(value).map_err(|source| SwarmError::Frame { peer, source })?;
+        let broken = |source| SwarmError::Stream { peer, source };
+        self.stream.write_all(&bytes).await.map_err(broken)?;
+        self.stream.flush().await.map_err(broken)
+    }
+
+    /// The next value; none when the peer closed the stream between two frames.
+    ///
+    /// # Errors
+    /// When the frame is too large, malformed or cut off.
+    pub async fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<T>, SwarmError> {
+        let peer = self.peer;
+        let mut prefix = [0; PREFIX_BYTES];
+        let first = self.stream.read(&mut prefix).await.map_err(|source| SwarmError::Stream { peer, source })?;
+        if first == 0 {
+            return Ok(None);
+        }
+        let broken = |source| SwarmError::Stream { peer, source };
+        self.stream.read_exact(&mut prefix[first..]).await.map_err(broken)?;
+        let length = frame::body_length(prefix).map_err(|source| SwarmError::Frame { peer, source })?;
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body).await.map_err(broken)?;
+        frame::decode(&body).map(Some).map_err(|source| SwarmError::Frame { peer, source })
+    }
+
+    /// Closes our side.
+    pub async fn close(&mut self) {
+        if let Err(error) = self.stream.close().await {
+            tracing::debug!(peer = %self.peer, %error, "a stream did not close cleanly");
+        }
+    }
+}
