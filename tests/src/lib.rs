@@ -1,1 +1,6 @@
-//! .
+//! Tests that need several processes: a swarm to start, stop and hurt, and what the measuring programs share.
+
+#![forbid(unsafe_code)]
+
+pub mod cluster;
+pub mod failover;

@@ -1,0 +1,136 @@
+//! A swarm of node processes on loopback, in a directory that vanishes with it.
+
+use std::path::PathBuf;
+
+use accel_node::api::{AddRequest, Api, Cut, JobBody};
+use accel_node::process::{NodeProcess, Settings};
+use accel_protocol::{EventRecord, Generation, Input, JobEvent, Message, ModelRef, Role, Task};
+use anyhow::{Context, Result, anyhow};
+use futures::StreamExt;
+use tempfile::TempDir;
+
+/// A directory for nodes, and the program that they run.
+#[derive(Debug)]
+pub struct Cluster {
+    directory: TempDir,
+    program: PathBuf,
+}
+
+impl Cluster {
+    /// An empty swarm.
+    ///
+    /// # Errors
+    /// When `accel-cli` has not been built beside this program.
+    pub fn new() -> Result<Self> {
+        let own = std::env::current_exe().context("find this program")?;
+        // Tests lie in target/release/deps, measuring programs in target/release.
+        let program = own
+            .ancestors()
+            .skip(1)
+            .take(2)
+            .map(|directory| directory.join("accel-cli"))
+            .find(|path| path.exists())
+            .with_context(|| format!("no accel-cli beside {}: cargo build --release -p accel-node", own.display()))?;
+        Ok(Self { directory: tempfile::tempdir()?, program })
+    }
+
+    /// The program.
+    pub fn program(&self) -> &PathBuf {
+        &self.program
+    }
+
+    /// A path in the swarm's directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// How a node of that name is started.
+    pub fn settings(&self, name: &str, serve: bool, join: &[&NodeProcess]) -> Settings {
+        Settings {
+            program: self.program.clone(),
+            data_dir: self.path(name),
+            serve,
+            bootstrap: join.iter().flat_map(|node| node.addresses().iter().cloned()).collect(),
+            log: "accel_node=warn".to_owned(),
+            arguments: Vec::new(),
+        }
+    }
+
+    /// Starts a node that joins by `join`.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn start(&self, name: &str, serve: bool, join: &[&NodeProcess]) -> Result<NodeProcess> {
+        Ok(NodeProcess::start(&self.settings(name, serve, join)).await?)
+    }
+}
+
+/// The model that `tests/run` has installed.
+///
+/// # Errors
+/// When `ACCEL_TEST_MODEL` does not name it.
+pub fn model_file() -> Result<PathBuf> {
+    let path = std::env::var_os("ACCEL_TEST_MODEL").ok_or_else(|| anyhow!("run the tests by tests/run"))?;
+    Ok(path.into())
+}
+
+/// Imports a file or directory.
+///
+/// # Errors
+/// When the node refuses.
+pub async fn import(node: &NodeProcess, path: PathBuf) -> Result<ModelRef> {
+    let request = AddRequest { path, chunker: Cut::Tensor, move_source: false };
+    Ok(node.api().add(&request, |_| {}).await?.cid.parse()?)
+}
+
+/// A question in a conversation.
+pub fn question(model: &ModelRef, text: &str, generation: Generation) -> JobBody {
+    JobBody {
+        id: None,
+        model: model.clone(),
+        task: Task::TextGeneration,
+        input: Input::Chat(vec![Message { role: Role::User, content: text.to_owned() }]),
+        generation,
+        deadline_ms: 300_000,
+        peer: None,
+    }
+}
+
+/// All events of a job.
+///
+/// # Errors
+/// When the node refuses or the stream breaks.
+pub async fn events(api: &Api, body: &JobBody) -> Result<Vec<JobEvent>> {
+    let stream = api.submit(body).await?;
+    let records: Vec<Result<EventRecord, _>> = stream.collect().await;
+    let mut events = Vec::new();
+    for (number, record) in records.into_iter().enumerate() {
+        let record = record?;
+        anyhow::ensure!(record.number == number as u64, "event {number} has number {}", record.number);
+        events.push(record.event);
+    }
+    anyhow::ensure!(events.last().is_some_and(JobEvent::is_last), "the stream has no end: {events:?}");
+    Ok(events)
+}
+
+/// The text of an answer.
+pub fn text(events: &[JobEvent]) -> String {
+    events
+        .iter()
+        .filter_map(|event| match event {
+            JobEvent::Token { text, .. } | JobEvent::Done { text, .. } => Some(text.as_str()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The tokens of an answer.
+pub fn tokens(events: &[JobEvent]) -> Vec<u32> {
+    events
+        .iter()
+        .filter_map(|event| match event {
+            JobEvent::Token { id, .. } => Some(*id),
+            _ => None,
+        })
+        .collect()
+}
