@@ -37,7 +37,6 @@ struct Summary {
     fetched_from_peers: u32,
     fetch_seconds: f64,
     fetch_mb_per_second: f64,
-    answered_by: Option<String>,
     #[serde(flatten)]
     answer: Answer,
 }
@@ -86,8 +85,7 @@ pub(super) async fn run(args: DemoArgs, output: &Output) -> Result<(), CliError>
         fetched_from_peers: fetched.map_or(0, |fetched| fetched.peers),
         fetch_seconds,
         fetch_mb_per_second: if fetch_seconds > 0.0 { fetched_bytes as f64 / 1e6 / fetch_seconds } else { 0.0 },
-        answered_by: answer.answered_by.clone(),
-        answer: Answer { answered_by: None, ..answer },
+        answer,
     };
     output.value(&summary, summary_table)
 }
@@ -117,7 +115,7 @@ fn summary_table(summary: &Summary) -> String {
             ),
         ),
         ("speed", number(answer.tokens_per_second, "tokens/s")),
-        ("answered by", summary.answered_by.clone().unwrap_or_else(|| "-".to_owned())),
+        ("answered by", answer.answered_by.clone().unwrap_or_else(|| "-".to_owned())),
     ];
     let lines: Vec<String> = rows.iter().map(|(name, value)| format!("{name:<15} {value}")).collect();
     lines.join("\n")
