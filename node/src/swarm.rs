@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use accel_ipfs::{GossipsubEvent, PeerEvent, Settings};
+use accel_ipfs::{GossipsubEvent, PeerEvent, RequestResponseConfig, Settings};
 use accel_protocol::frame::{self, FrameError, PREFIX_BYTES};
+use accel_protocol::limits::{ADVERT_BYTES, FRAME_BYTES, STREAMS_PER_PEER};
 use accel_protocol::message::{ADVERTS_TOPIC, JOBS_PROTOCOL, OUTPUT_PROTOCOL};
 use accel_protocol::{JobRequest, JobResponse, ModelRef, OutputRequest};
 use cid::Cid;
@@ -110,15 +111,23 @@ impl Swarm {
             mdns: config.mdns,
             connections: config.connections,
             connections_per_peer: config.connections_per_peer,
-            request_timeout: REQUEST_TIMEOUT,
+            requests: RequestResponseConfig::new(JOBS_PROTOCOL)
+                .set_timeout(REQUEST_TIMEOUT)
+                .set_max_request_size(FRAME_BYTES)
+                .set_max_response_size(FRAME_BYTES)
+                .set_concurrent_streams(STREAMS_PER_PEER),
+            // An advert with what gossip adds to it: sender, number, signature, topic.
+            gossip_bytes: 2 * ADVERT_BYTES,
         };
         let table = peers.clone();
-        let start = accel_ipfs::start(keypair.clone(), settings, move |event| match event {
+        let on_event = Box::new(move |event| match event {
             PeerEvent::Connected(peer) => table.set_connected(peer, true),
             PeerEvent::Disconnected(peer) => table.set_connected(peer, false),
             PeerEvent::RoundTrip(peer, time) => table.set_round_trip(peer, time),
         });
-        let node = start.await.map_err(|message| SwarmError::Ipfs { doing: "start the swarm", message })?;
+        let node = accel_ipfs::start(keypair.clone(), settings, on_event)
+            .await
+            .map_err(|message| SwarmError::Ipfs { doing: "start the swarm", message })?;
         let swarm = Self { ipfs: node, peers };
         swarm.check_listeners(config).await?;
         // A small swarm has no strangers to measure reachability; a node that listens serves the DHT.

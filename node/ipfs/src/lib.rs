@@ -1,7 +1,8 @@
 //! The IPFS node with its libp2p swarm, behind concrete types.
 //!
 //! The swarm is generic over every behaviour in it, and compiling it takes longer than the rest of the node together.
-//! So it is instantiated here and nowhere else: the future comes boxed, and whoever uses the node compiles none of it.
+//! So it is instantiated here and nowhere else: no function of this crate is generic and the future comes boxed, so
+//! whoever uses the node compiles none of it; and the crate knows nothing of ours, so that it is compiled seldom.
 //!
 //! rust-ipfs 0.16 only logs what mDNS finds and hands pings to nobody, so a callback on the swarm's events dials the
 //! ones and passes the others on.
@@ -11,8 +12,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use accel_protocol::limits::{ADVERT_BYTES, FRAME_BYTES, STREAMS_PER_PEER};
-use accel_protocol::message::JOBS_PROTOCOL;
 use connexa::behaviour::BehaviourEvent;
 use connexa::prelude::swarm::SwarmEvent;
 use futures::FutureExt;
@@ -22,9 +21,10 @@ use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::{Multiaddr, PeerId, ping};
 use rust_ipfs::builder::IpfsBuilder;
 use rust_ipfs::p2p::{IdentifyConfiguration, PubsubConfig, PubsubValidation};
-use rust_ipfs::{Ipfs, RequestResponseConfig, dummy};
+use rust_ipfs::{Ipfs, dummy};
 
 pub use connexa::prelude::GossipsubEvent;
+pub use rust_ipfs::RequestResponseConfig;
 
 const IDLE_CONNECTION_SECONDS: u64 = 120;
 const PING_INTERVAL: Duration = Duration::from_secs(5);
@@ -46,8 +46,10 @@ pub struct Settings {
     pub connections: u32,
     /// Connections held at most with one peer.
     pub connections_per_peer: u32,
-    /// Time after which a request by `/accel/jobs/1` counts as lost.
-    pub request_timeout: Duration,
+    /// The request-response protocol that it speaks beside those of IPFS.
+    pub requests: RequestResponseConfig,
+    /// Bytes of a gossiped message at most.
+    pub gossip_bytes: usize,
 }
 
 /// Something that happened between this node and a peer.
@@ -68,9 +70,8 @@ pub enum PeerEvent {
 pub fn start(
     keypair: Keypair,
     settings: Settings,
-    on_event: impl Fn(PeerEvent) + Send + Sync + 'static,
+    on_event: Box<dyn Fn(PeerEvent) + Send + Sync>,
 ) -> LocalBoxFuture<'static, Result<Ipfs, String>> {
-    let on_event: Box<dyn Fn(PeerEvent) + Send + Sync> = Box::new(on_event);
     let builder = match builder(&keypair, settings) {
         Ok(builder) => builder,
         Err(error) => return futures::future::ready(Err(error.to_string())).boxed_local(),
@@ -107,17 +108,11 @@ fn builder(keypair: &Keypair, settings: Settings) -> std::io::Result<IpfsBuilder
         .with_bitswap()
         .with_streams()
         .with_pubsub(PubsubConfig {
-            max_transmit_size: 2 * ADVERT_BYTES,
+            max_transmit_size: settings.gossip_bytes,
             validate: PubsubValidation::Strict,
             ..Default::default()
         })
-        .with_request_response(vec![
-            RequestResponseConfig::new(JOBS_PROTOCOL)
-                .set_timeout(settings.request_timeout)
-                .set_max_request_size(FRAME_BYTES)
-                .set_max_response_size(FRAME_BYTES)
-                .set_concurrent_streams(STREAMS_PER_PEER),
-        ])
+        .with_request_response(vec![settings.requests])
         .set_connection_limits(move |limits| {
             limits
                 .with_max_established(Some(connections))

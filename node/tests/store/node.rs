@@ -8,8 +8,7 @@ use accel_node::store::{
     AddOptions, AddReport, BlockFiles, FetchOptions, FetchReport, Store, StoreError, StoreOptions,
 };
 use cid::Cid;
-use rust_ipfs::builder::DefaultIpfsBuilder;
-use rust_ipfs::{Ipfs, Multiaddr, PeerId};
+use rust_ipfs::{Ipfs, Keypair, Multiaddr, PeerId};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -27,14 +26,18 @@ pub async fn start() -> Node {
 
 pub async fn start_with_quota(quota_bytes: u64) -> Node {
     let directory = tempfile::tempdir().unwrap();
-    let ipfs = DefaultIpfsBuilder::new()
-        .with_default()
-        .with_streams()
-        .enable_tcp()
-        .set_path(directory.path())
-        .start()
-        .await
-        .unwrap();
+    let settings = accel_ipfs::Settings {
+        agent: "test",
+        repository: Some(directory.path().to_owned()),
+        listen: Vec::new(),
+        bootstrap: Vec::new(),
+        mdns: false,
+        connections: 64,
+        connections_per_peer: 4,
+        requests: accel_ipfs::RequestResponseConfig::new("/test/1"),
+        gossip_bytes: 1 << 10,
+    };
+    let ipfs = accel_ipfs::start(Keypair::generate_ed25519(), settings, Box::new(|_| {})).await.unwrap();
     ipfs.add_listening_address("/ip4/127.0.0.1/tcp/0".parse().unwrap()).await.unwrap();
     let options = StoreOptions { repository: directory.path().to_owned(), quota_bytes };
     let store = Store::start(ipfs.clone(), options).await.unwrap();
