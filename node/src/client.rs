@@ -181,6 +181,7 @@ impl Reader<'_> {
             JobEvent::Failed { error } if error.code.may_move() => return Err(error),
             event @ (JobEvent::Fetching { .. }
             | JobEvent::Fetched { .. }
+            | JobEvent::Reading { .. }
             | JobEvent::Done { .. }
             | JobEvent::Failed { .. }
             | JobEvent::Cancelled

@@ -178,6 +178,15 @@ impl TextPipeline {
         Ok(whole.into_iter().zip(rows).collect())
     }
 
+    /// Says how far the jobs are that have not read all they have.
+    fn report_reading(&self, work: &[(JobId, Row)], out: &mut dyn FnMut(JobId, JobEvent)) {
+        for (id, _) in work {
+            let Some(job) = self.jobs.get(id).filter(|job| job.read < job.tokens.len()) else { continue };
+            let (done_tokens, total_tokens) = (job.read as u32, job.tokens.len() as u32);
+            out(*id, JobEvent::Reading { done_tokens, total_tokens });
+        }
+    }
+
     /// Chooses a job's next token and says what follows from it.
     fn produce(&mut self, id: JobId, logits: Vec<f32>, out: &mut dyn FnMut(JobId, JobEvent)) -> Result<(), JobError> {
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
@@ -310,6 +319,7 @@ impl Pipeline for TextPipeline {
         let work = self.gather(plan, out);
         match self.read(&work) {
             Ok(logits) => {
+                self.report_reading(&work, out);
                 for (id, logits) in logits {
                     if let Err(error) = self.produce(id, logits, out) {
                         self.fail(id, error, out);

@@ -195,6 +195,13 @@ pub enum JobEvent {
         /// The arithmetic that answers.
         arithmetic: Arithmetic,
     },
+    /// The prompt, and the answer so far of a job that moved, are being read in.
+    Reading {
+        /// Tokens read.
+        done_tokens: u32,
+        /// Tokens to read.
+        total_tokens: u32,
+    },
     /// The worker went away and another goes on with the answer.
     Moved {
         /// The peer that goes on.

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::CliError;
 use super::output::Output;
-use crate::api::{Api, ApiError, JobBody, Transfer};
+use crate::api::{Api, ApiError, JobBody};
 
 /// A whole answer, with what it took.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -94,12 +94,18 @@ async fn read(
     let mut bar = None;
     while let Some(record) = events.next().await {
         let event = record?.event;
-        if let JobEvent::Fetching { done_bytes, total_bytes, peers } = event {
-            let transfer = Transfer { done_bytes, total_bytes, peers: peers as usize };
-            bar.get_or_insert_with(|| output.bar("fetching")).show(transfer);
-            continue;
+        match event {
+            JobEvent::Fetching { done_bytes, total_bytes, .. } => {
+                bar.get_or_insert_with(|| output.bytes_bar("fetching")).show(done_bytes, total_bytes);
+                continue;
+            }
+            // After a move, the bar would stand in the middle of the answer.
+            JobEvent::Reading { done_tokens, total_tokens } if clock.first.is_none() => {
+                bar.get_or_insert_with(|| output.tokens_bar("reading")).show(done_tokens.into(), total_tokens.into());
+                continue;
+            }
+            _ => bar = None,
         }
-        bar = None;
         if take(&mut answer, &mut clock, event, output)? {
             return Ok(answer);
         }
@@ -117,7 +123,7 @@ struct Clock {
 fn take(answer: &mut Answer, clock: &mut Clock, event: JobEvent, output: &Output) -> Result<bool, CliError> {
     let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e3;
     match event {
-        JobEvent::Fetching { .. } => {}
+        JobEvent::Fetching { .. } | JobEvent::Reading { .. } => {}
         JobEvent::Fetched { bytes, peers, elapsed_ms } => {
             answer.fetched = Some(Fetched { bytes, peers, seconds: elapsed_ms as f64 / 1e3 });
         }

@@ -24,8 +24,9 @@ pub(super) async fn import(
     if let Err(source) = std::fs::metadata(&path) {
         return Err(CliError::File { path, source });
     }
-    let bar = output.bar("importing");
-    Ok(api.add(&AddRequest { path, chunker, move_source }, |now| bar.show(now)).await?)
+    let bar = output.bytes_bar("importing");
+    let request = AddRequest { path, chunker, move_source };
+    Ok(api.add(&request, |now| bar.show(now.done_bytes, now.total_bytes)).await?)
 }
 
 pub(super) async fn add(
@@ -47,8 +48,8 @@ pub(super) async fn add(
 }
 
 pub(super) async fn pull(api: &Api, model: &ModelRef, output: &Output) -> Result<(), CliError> {
-    let bar = output.bar("fetching");
-    let pulled = api.pull(model, |now| bar.show(now)).await?;
+    let bar = output.bytes_bar("fetching");
+    let pulled = api.pull(model, |now| bar.show(now.done_bytes, now.total_bytes)).await?;
     drop(bar);
     output.value(&pulled, |pulled| {
         let rate = pulled.fetched_bytes as f64 / 1e6 / pulled.seconds.max(1e-9);

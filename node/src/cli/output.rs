@@ -8,7 +8,6 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::CliError;
-use crate::api::Transfer;
 
 /// Where and how a command prints.
 #[derive(Debug)]
@@ -64,33 +63,41 @@ impl Output {
     }
 
     /// A progress bar over bytes; hidden unless a person looks on.
-    pub(super) fn bar(&self, what: &str) -> ByteBar {
+    pub(super) fn bytes_bar(&self, what: &str) -> Bar {
+        self.bar(what, "{msg:<12} {bar:30} {bytes:>10} of {total_bytes:<10} {binary_bytes_per_sec:>12} {eta:>4}")
+    }
+
+    /// A progress bar over tokens; hidden unless a person looks on.
+    pub(super) fn tokens_bar(&self, what: &str) -> Bar {
+        self.bar(what, "{msg:<12} {bar:30} {pos:>7} of {len:<7} tokens {per_sec:>12} {eta:>4}")
+    }
+
+    fn bar(&self, what: &str, style: &str) -> Bar {
         let hidden = self.json || !std::io::stderr().is_terminal();
         let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(0), target);
-        let style = "{msg:<12} {bar:30} {bytes:>10} of {total_bytes:<10} {binary_bytes_per_sec:>12} {eta:>4}";
         if let Ok(style) = ProgressStyle::with_template(style) {
             bar.set_style(style);
         }
         bar.set_message(what.to_owned());
-        ByteBar { bar }
+        Bar { bar }
     }
 }
 
-/// A progress bar over bytes; it vanishes when dropped.
+/// A progress bar; it vanishes when dropped.
 #[derive(Debug)]
-pub(super) struct ByteBar {
+pub(super) struct Bar {
     bar: ProgressBar,
 }
 
-impl ByteBar {
-    pub(super) fn show(&self, now: Transfer) {
-        self.bar.set_length(now.total_bytes);
-        self.bar.set_position(now.done_bytes);
+impl Bar {
+    pub(super) fn show(&self, done: u64, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_position(done);
     }
 }
 
-impl Drop for ByteBar {
+impl Drop for Bar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }

@@ -65,7 +65,8 @@ impl EventLog {
             JobEvent::Fetching { .. }
             | JobEvent::Fetched { .. }
             | JobEvent::Moved { .. }
-            | JobEvent::Started { .. } => {
+            | JobEvent::Started { .. }
+            | JobEvent::Reading { .. } => {
                 events.state = JobState::Running;
             }
             JobEvent::Token { index, .. } => {
