@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::client::{self, Answered};
 use crate::config::JobsConfig;
 use crate::jobs::{Entered, Job, Jobs, Owner};
-use crate::store::{FetchOptions, Store};
+use crate::store::{FetchOptions, Lent, Store};
 use crate::swarm::Swarm;
 
 pub use models::Models;
@@ -106,6 +106,7 @@ impl Scheduler {
     /// # Errors
     /// When the job is not valid or the node is stopping.
     pub fn submit(&self, spec: JobSpec, first: Option<PeerId>) -> Result<Arc<Job>, Rejection> {
+        spec.validate_local()?;
         self.enter(spec, Owner::Local, move |scheduler, job| async move { scheduler.drive(job, first).await })
     }
 
@@ -117,6 +118,7 @@ impl Scheduler {
         if !self.shared.config.serve {
             return Err(refusal(ErrorCode::NoWorker, "this peer does not run jobs for others (jobs.serve)", None));
         }
+        spec.validate()?;
         self.enter(spec, Owner::Peer(peer), move |scheduler, job| async move {
             let spec = job.spec.clone();
             if let Err(error) = scheduler.run_here(&job, spec, Some(peer), false).await {
@@ -137,7 +139,6 @@ impl Scheduler {
         if self.shared.draining.load(Ordering::Relaxed) {
             return Err(refusal(ErrorCode::ShuttingDown, "this node is stopping", None));
         }
-        spec.validate().map_err(|error| Rejection { error, retry_after_ms: None })?;
         let load = self.load();
         if load.running + load.queued >= load.capacity {
             let full = format!("all {} places for jobs are taken", load.capacity);
@@ -161,6 +162,7 @@ impl Scheduler {
         let mut first = first.map(Place::Peer);
         let mut tried = Vec::new();
         let mut answered = Answered::default();
+        let mut lent = None;
         let mut last_error = None;
         while !job.cancel.is_cancelled() {
             let place = match first.take() {
@@ -178,7 +180,7 @@ impl Scheduler {
                 }
                 Place::Peer(peer) => {
                     job.set_peer(Some(peer));
-                    match self.portable(spec).await {
+                    match self.portable(spec, &mut lent).await {
                         Ok(spec) => client::follow(&self.shared.swarm, peer, spec, &job, &mut answered).await,
                         Err(error) => Err(error),
                     }
@@ -196,13 +198,17 @@ impl Scheduler {
         job.fail(last_error.unwrap_or_else(|| placement::nobody(&job.spec)));
     }
 
-    /// The spec with an input over the inline limit replaced by the CID of a file that holds it.
-    async fn portable(&self, mut spec: JobSpec) -> Result<JobSpec, JobError> {
-        let internal = |error: &dyn std::fmt::Display| JobError::new(ErrorCode::Internal, error);
-        let json = serde_json::to_vec(&spec.input).map_err(|error| internal(&error))?;
-        if json.len() > INLINE_INPUT_BYTES && !matches!(spec.input, Input::Blob(_)) {
-            let cid = self.shared.store.add_bytes(json).await.map_err(JobError::from)?;
-            spec.input = Input::Blob(cid.to_string());
+    /// The spec with an input over the inline limit replaced by the CID of what is `lent`.
+    async fn portable(&self, mut spec: JobSpec, lent: &mut Option<Lent>) -> Result<JobSpec, JobError> {
+        if lent.is_none() && !matches!(spec.input, Input::Blob(_)) {
+            let internal = |error| JobError::new(ErrorCode::Internal, error);
+            let json = serde_json::to_vec(&spec.input).map_err(internal)?;
+            if json.len() > INLINE_INPUT_BYTES {
+                *lent = Some(self.shared.store.lend(json).await?);
+            }
+        }
+        if let Some(lent) = lent {
+            spec.input = Input::Blob(lent.cid().to_string());
         }
         Ok(spec)
     }
@@ -217,11 +223,8 @@ impl Scheduler {
             let providers = from.into_iter().collect();
             let bytes = self.shared.store.read_bytes(cid, BLOB_INPUT_BYTES, providers).await.map_err(JobError::from)?;
             let input: Input = serde_json::from_slice(&bytes).map_err(|error| invalid(&error))?;
-            if matches!(input, Input::Blob(_)) {
-                return Err(invalid(&"it names another CID"));
-            }
+            input.validate_blob_content()?;
             spec.input = input;
-            spec.validate()?;
         }
         Ok(spec)
     }

@@ -37,6 +37,7 @@ pub use add::{AddOptions, AddProgress, AddReport, Chunker};
 pub use collect::Freed;
 pub use error::{NotFound, StoreError};
 pub use fetch::{FetchOptions, FetchProgress, FetchReport, PeerShare};
+pub use inputs::Lent;
 pub use inspect::{Listed, Shown, ShownFile, ShownTensor, Usage};
 pub use open::BlockFiles;
 pub use roots::{Root, RootKind};

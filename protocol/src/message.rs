@@ -55,6 +55,13 @@ pub struct Rejection {
     pub retry_after_ms: Option<u64>,
 }
 
+impl From<JobError> for Rejection {
+    /// A refusal that trying again will not change.
+    fn from(error: JobError) -> Self {
+        Self { error, retry_after_ms: None }
+    }
+}
+
 /// The first frame on an `/accel/output/1` stream; [`EventRecord`] frames follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputRequest {

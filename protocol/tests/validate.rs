@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test, helpers included")]
 
 use accel_protocol::limits::{
-    ANSWER_TOKENS, ARITHMETIC_BYTES, CHAT_MESSAGES, DEADLINE_MS_MAX, FRAME_BYTES, INLINE_INPUT_BYTES, STOP_TEXT_BYTES,
-    STOP_TEXTS, TOP_LOGPROBS,
+    ANSWER_TOKENS, ARITHMETIC_BYTES, BLOB_INPUT_BYTES, CHAT_MESSAGES, DEADLINE_MS_MAX, FRAME_BYTES, INLINE_INPUT_BYTES,
+    STOP_TEXT_BYTES, STOP_TEXTS, TOP_LOGPROBS,
 };
 use accel_protocol::{
     Arithmetic, ErrorCode, Generation, Input, JobId, JobRequest, JobSpec, Message, ModelRef, Role, Task, frame,
@@ -90,7 +90,11 @@ fn inputs_are_bounded_wherever_they_come_from() {
 
     accepted(|job| job.input = Input::Blob(MODEL.into()));
     assert!(refused(|job| job.input = Input::Blob("../../etc".into())).starts_with("input blob: expected a CID"));
-    Input::Text("x".repeat(INLINE_INPUT_BYTES + 1)).validate_blob_content().unwrap();
+    let large = JobSpec { input: Input::Text("x".repeat(INLINE_INPUT_BYTES + 1)), ..job() };
+    large.input.validate_blob_content().unwrap();
+    large.validate_local().unwrap();
+    let too_large = JobSpec { input: Input::Text("x".repeat(BLOB_INPUT_BYTES as usize + 1)), ..job() };
+    too_large.validate_local().expect_err("an input over every bound should be refused");
     Input::Blob(MODEL.into()).validate_blob_content().expect_err("a blob inside a blob should be refused");
 }
 

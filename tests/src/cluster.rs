@@ -1,6 +1,7 @@
 //! A swarm of node processes on loopback, in a directory that vanishes with it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use accel_node::api::{AddRequest, Api, Cut, JobBody};
 use accel_node::process::{NodeProcess, Settings};
@@ -8,6 +9,9 @@ use accel_protocol::{EventRecord, Generation, Input, JobEvent, Message, ModelRef
 use anyhow::{Context, Result, anyhow};
 use futures::StreamExt;
 use tempfile::TempDir;
+
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const A_MINUTE: Duration = Duration::from_secs(60);
 
 /// A directory for nodes, and the program that they run.
 #[derive(Debug)]
@@ -42,6 +46,15 @@ impl Cluster {
     /// A path in the swarm's directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// The data directory of a node of that name, which is made if it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn directory(&self, name: &str) -> Result<PathBuf> {
+        std::fs::create_dir_all(self.path(name))?;
+        Ok(self.path(name))
     }
 
     /// How a node of that name is started.
@@ -111,6 +124,21 @@ pub async fn events(api: &Api, body: &JobBody) -> Result<Vec<JobEvent>> {
     }
     anyhow::ensure!(events.last().is_some_and(JobEvent::is_last), "the stream has no end: {events:?}");
     Ok(events)
+}
+
+/// Waits until something is so that tells nobody when it happens.
+///
+/// # Errors
+/// When `is_so` fails, or it is not so within a minute.
+pub async fn eventually(what: &str, is_so: impl AsyncFn() -> Result<bool>) -> Result<()> {
+    let wait = async {
+        let mut look = tokio::time::interval(LOOK_AGAIN);
+        while !is_so().await? {
+            look.tick().await;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(A_MINUTE, wait).await.map_err(|_| anyhow!("not within a minute: {what}"))?
 }
 
 /// The text of an answer.

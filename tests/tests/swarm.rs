@@ -4,7 +4,7 @@
 
 use accel_node::api::ApiError;
 use accel_protocol::{ErrorCode, FinishReason, Generation, Input, JobError, JobEvent};
-use accel_tests::cluster::{Cluster, events, import, model_file, question, text};
+use accel_tests::cluster::{Cluster, events, eventually, import, model_file, question, text};
 use accel_tests::failover::Failover;
 use futures::StreamExt;
 
@@ -198,6 +198,27 @@ async fn a_worker_that_stops_hands_its_job_over() -> anyhow::Result<()> {
     stopping.expect("the worker was told to stop").await??;
     client.stop().await?;
     second.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_big_input_travels_by_cid_and_does_not_stay() -> anyhow::Result<()> {
+    let cluster = Cluster::new()?;
+    let worker = cluster.start("worker", true, &[]).await?;
+    let model = import(&worker, model_file()?).await?;
+    let client = cluster.start("client", false, &[&worker]).await?;
+    let used = async || anyhow::Ok((worker.api().node().await?.used_bytes, client.api().node().await?.used_bytes));
+    let before = used().await?;
+    let mut big = question(&model, "", Generation::default());
+    big.input = Input::Text("word ".repeat(100_000));
+    let ended = events(client.api(), &big).await?;
+    // The worker has read all of it, and says how long it is.
+    let failed = failure(&ended);
+    assert!(failed.code == ErrorCode::ContextLength && failed.message.contains("10000"), "{failed}");
+    eventually("nothing of it is kept", async || Ok(used().await? == before)).await?;
+    assert!(client.api().models().await?.is_empty());
+    client.stop().await?;
+    worker.stop().await?;
     Ok(())
 }
 

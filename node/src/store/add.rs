@@ -85,11 +85,13 @@ pub struct AddOptions {
     pub move_source: bool,
     /// What to call it, instead of the last part of the path.
     pub name: Option<String>,
+    /// Keep it until it is removed.
+    pub pin: bool,
 }
 
 impl Default for AddOptions {
     fn default() -> Self {
-        Self { chunker: Chunker::Tensor, move_source: false, name: None }
+        Self { chunker: Chunker::Tensor, move_source: false, name: None, pin: true }
     }
 }
 
@@ -111,7 +113,7 @@ pub struct AddProgress {
 /// What an import did.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AddReport {
-    /// The pinned root.
+    /// The root.
     pub root: Root,
     /// Blocks that were not here before.
     pub new_blocks: u64,
@@ -122,7 +124,7 @@ pub struct AddReport {
 }
 
 impl Store {
-    /// Imports a file or directory and pins it. Dropping the future stops the import.
+    /// Imports a file or directory. Dropping the future stops the import.
     ///
     /// # Errors
     /// `Source`, `Weights`, `Quota`, `DiskFull`, `TooLarge`, `Io` or `Cancelled`.
@@ -132,6 +134,16 @@ impl Store {
         options: AddOptions,
         progress: impl FnMut(&AddProgress) + Send + 'static,
     ) -> Result<AddReport, StoreError> {
+        Ok(self.add_held(path, options, progress).await?.0)
+    }
+
+    /// Imports, and holds the blocks of what is not pinned.
+    pub(super) async fn add_held(
+        &self,
+        path: impl AsRef<Path>,
+        options: AddOptions,
+        progress: impl FnMut(&AddProgress) + Send + 'static,
+    ) -> Result<(AddReport, Option<Hold>), StoreError> {
         options.chunker.check()?;
         let path = path.as_ref().to_owned();
         let store = self.clone();
@@ -155,7 +167,7 @@ fn import(
     options: AddOptions,
     progress: Box<dyn FnMut(&AddProgress)>,
     stopped: &AtomicBool,
-) -> Result<AddReport, StoreError> {
+) -> Result<(AddReport, Option<Hold>), StoreError> {
     let started = Instant::now();
     let source = Source::scan(path, options.move_source, 0, &mut 0)?;
     let blocks = store.blocks();
@@ -184,16 +196,20 @@ fn import(
         verify(blocks, &top.cid)?;
         source.check_unchanged()?;
     }
-    store.pin(root.clone(), hold)?;
+    let mut hold = Some(hold);
+    if options.pin {
+        store.pin(root.clone(), hold.take())?;
+    }
     if options.move_source {
         source.delete()?;
     }
-    Ok(AddReport {
+    let report = AddReport {
         root,
         new_blocks: so_far.new_blocks,
         new_bytes: so_far.new_bytes,
         seconds: started.elapsed().as_secs_f64(),
-    })
+    };
+    Ok((report, hold))
 }
 
 /// Reads every block under `root` back from the disk.

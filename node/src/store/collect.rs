@@ -40,18 +40,31 @@ impl Store {
                 return Err(StoreError::NotPinned { cid });
             }
             store.inner.changed.notify_waiters();
-            let marked = store.mark(&roots)?;
-            let tree = tree::walk(store.blocks(), &cid, Absent::Note);
-            match tree {
-                Ok(tree) if tree.missing.is_empty() => {
-                    let own: HashSet<Cid> = tree.blocks().filter(|block| !marked.contains(*block)).copied().collect();
-                    store.free(own.iter())
-                }
-                // A damaged model does not say what was its own: look at every block.
-                _ => store.sweep(&marked),
-            }
+            store.free_under(&cid, &roots)
         })
         .await
+    }
+
+    /// Frees the blocks under a root that was never pinned, but for those that are needed otherwise.
+    pub(super) async fn free_unpinned(&self, cid: Cid) -> Result<Freed, StoreError> {
+        let store = self.clone();
+        blocking(move || {
+            let roots = store.roots();
+            store.free_under(&cid, &roots)
+        })
+        .await
+    }
+
+    fn free_under(&self, cid: &Cid, roots: &Roots) -> Result<Freed, StoreError> {
+        let marked = self.mark(roots)?;
+        match tree::walk(self.blocks(), cid, Absent::Note) {
+            Ok(tree) if tree.missing.is_empty() => {
+                let own: HashSet<Cid> = tree.blocks().filter(|block| !marked.contains(*block)).copied().collect();
+                self.free(own.iter())
+            }
+            // A damaged model does not say what was its own: look at every block.
+            _ => self.sweep(&marked),
+        }
     }
 
     /// Frees every block that no pinned root, running work or open model holds.

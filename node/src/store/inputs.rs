@@ -6,14 +6,46 @@ use accel_backends::files::ModelFiles;
 use cid::Cid;
 use rust_ipfs::PeerId;
 
+use super::blocks::Hold;
 use super::{AddOptions, Chunker, FetchOptions, Store, StoreError, blocking};
 
+/// Bytes that peers may fetch by CID while this lives; then their blocks are freed, unless they are needed otherwise.
+/// What a crash leaves behind is garbage.
+#[derive(Debug)]
+pub struct Lent {
+    cid: Cid,
+    store: Store,
+    hold: Option<Hold>,
+}
+
+impl Lent {
+    /// Where they are found.
+    pub fn cid(&self) -> &Cid {
+        &self.cid
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.hold = None;
+        // Without a runtime the program ends, as after a crash.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (store, cid) = (self.store.clone(), self.cid);
+            runtime.spawn(async move {
+                if let Err(error) = store.free_unpinned(cid).await {
+                    tracing::warn!(%cid, %error, "a job's input was not freed; garbage collection will");
+                }
+            });
+        }
+    }
+}
+
 impl Store {
-    /// Keeps `bytes` as a file and gives its CID. It stays until it is removed.
+    /// Offers `bytes` to peers as a file.
     ///
     /// # Errors
     /// As [`Store::add`].
-    pub async fn add_bytes(&self, bytes: Vec<u8>) -> Result<Cid, StoreError> {
+    pub async fn lend(&self, bytes: Vec<u8>) -> Result<Lent, StoreError> {
         let source = blocking(move || {
             let io = |source| StoreError::Io { path: std::env::temp_dir(), source };
             let mut file = tempfile::NamedTempFile::new().map_err(io)?;
@@ -21,12 +53,12 @@ impl Store {
             Ok(file)
         })
         .await?;
-        let options =
-            AddOptions { chunker: Chunker::UNIXFS_2025, name: Some("job input".to_owned()), ..AddOptions::default() };
-        Ok(self.add(source.path(), options, |_| {}).await?.root.cid)
+        let options = AddOptions { chunker: Chunker::UNIXFS_2025, pin: false, ..AddOptions::default() };
+        let (report, hold) = self.add_held(source.path(), options, |_| {}).await?;
+        Ok(Lent { cid: report.root.cid, store: self.clone(), hold })
     }
 
-    /// The bytes of the file `cid`, fetched first where they are not here; they are not pinned.
+    /// The bytes of the file `cid`, fetched first where they are not here. They do not stay.
     ///
     /// # Errors
     /// As [`Store::fetch`], and `TooLarge` when there are more than `limit`.
@@ -40,7 +72,7 @@ impl Store {
         }
         self.fetch(&cid, options, |_| {}).await?;
         let files = self.open(&cid, None).await?;
-        blocking(move || {
+        let bytes = blocking(move || {
             let file = files.files().first().map(|info| (info.name.clone(), info.bytes));
             let Some((name, bytes)) = file else { return Ok(Vec::new()) };
             let too_large = |_| StoreError::TooLarge { what: format!("the input {cid}"), found: bytes, limit };
@@ -49,6 +81,9 @@ impl Store {
             files.read_at(&name, 0, &mut buffer).map_err(damaged)?;
             Ok(buffer)
         })
-        .await
+        .await;
+        drop(opened);
+        self.free_unpinned(cid).await?;
+        bytes
     }
 }

@@ -15,13 +15,29 @@ use crate::limits::{
 };
 
 impl JobSpec {
-    /// Whether this job can be asked for.
+    /// Whether a peer may ask for this job.
     ///
     /// # Errors
     /// [`ErrorCode::InvalidRequest`], naming the first field that is wrong.
     pub fn validate(&self) -> Result<(), JobError> {
-        self.generation.validate()?;
         self.input.validate()?;
+        self.validate_rest()
+    }
+
+    /// Whether a node's own users may ask for this job: an input that is too large to travel inside it travels by CID.
+    ///
+    /// # Errors
+    /// As [`JobSpec::validate`].
+    pub fn validate_local(&self) -> Result<(), JobError> {
+        match &self.input {
+            blob @ Input::Blob(_) => blob.validate()?,
+            inline => inline.validate_blob_content()?,
+        }
+        self.validate_rest()
+    }
+
+    fn validate_rest(&self) -> Result<(), JobError> {
+        self.generation.validate()?;
         // A parsed name is within this; one that was put together in the program need not be.
         at_most("model path bytes", self.model.path.len(), MODEL_PATH_BYTES)?;
         at_most("prior tokens", self.prior.len(), self.generation.max_tokens as usize)?;
