@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::peers::unix_ms;
 use crate::scheduler::Scheduler;
 use crate::store::{RootKind, Store, StoreError};
-use crate::swarm::{Swarm, SwarmError};
+use crate::swarm::{REQUEST_TIMEOUT, Swarm, SwarmError};
 
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Peers asked at once what they can do.
@@ -151,7 +151,7 @@ impl Advertiser {
 }
 
 async fn ask(swarm: Swarm, peer: PeerId) {
-    match swarm.request(peer, &JobRequest::Capabilities).await {
+    match swarm.request(peer, &JobRequest::Capabilities, REQUEST_TIMEOUT).await {
         Ok(JobResponse::Capabilities(advert)) => swarm.peers().hear(peer, *advert),
         Ok(_) => tracing::debug!(%peer, "answered a question for its capabilities with something else"),
         Err(error) => tracing::debug!(%peer, %error, "does not tell its capabilities; it may be a plain IPFS peer"),

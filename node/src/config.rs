@@ -112,6 +112,8 @@ pub struct JobsConfig {
     pub context_tokens: usize,
     /// Seconds that running jobs get to finish when the node stops, before they are handed over.
     pub stop_grace_seconds: u64,
+    /// Seconds without progress after which a job is taken from a peer, if another can run it.
+    pub stuck_seconds: u64,
 }
 
 /// The interface on loopback.
@@ -185,6 +187,7 @@ impl Default for JobsConfig {
             memory_bytes: 0,
             context_tokens: 0,
             stop_grace_seconds: 20,
+            stuck_seconds: 120,
         }
     }
 }

@@ -18,6 +18,8 @@ const PEERS: usize = 4096;
 pub struct Peer {
     /// What it last told about itself.
     pub advert: Option<Advert>,
+    /// The number of that advert; kept when the advert is forgotten, so that gossip does not bring it back.
+    number: u64,
     /// Its last round trip.
     pub round_trip: Option<Duration>,
     /// Whether a connection is open.
@@ -85,10 +87,16 @@ impl Peers {
             return;
         }
         self.update(peer, |known| {
-            if known.advert.as_ref().is_none_or(|old| old.number < advert.number) {
+            if known.number < advert.number {
+                known.number = advert.number;
                 known.advert = Some(advert);
             }
         });
+    }
+
+    /// `peer` did not do what its advert promised: nothing is expected of it until its next advert.
+    pub fn doubt(&self, peer: PeerId) {
+        self.update(peer, |known| known.advert = None);
     }
 
     /// What is known of `peer`, without an advert that has expired.

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use accel_protocol::limits::{BLOB_INPUT_BYTES, INLINE_INPUT_BYTES};
-use accel_protocol::{Arithmetic, ErrorCode, Input, JobError, JobEvent, JobSpec, JobState, Load, Rejection};
+use accel_protocol::{Arithmetic, ErrorCode, Input, JobError, JobEvent, JobId, JobSpec, JobState, Load, Rejection};
 use libp2p::PeerId;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
-use crate::client::{self, Answered};
+use crate::client::{self, Answered, Errand};
 use crate::config::JobsConfig;
 use crate::jobs::{Entered, Job, Jobs, Owner};
 use crate::store::{FetchOptions, Lent, Store};
@@ -172,6 +172,7 @@ impl Scheduler {
             let Some(place) = place else { break };
             tried.push(place);
             let spec = answered.rest_of(&job.spec);
+            let begun_with = answered.arithmetic().cloned();
             let outcome = match place {
                 Place::Here => {
                     job.set_peer(None);
@@ -180,8 +181,16 @@ impl Scheduler {
                 }
                 Place::Peer(peer) => {
                     job.set_peer(Some(peer));
+                    let errand = Errand {
+                        swarm: &self.shared.swarm,
+                        peer,
+                        job: &job,
+                        answered: &mut answered,
+                        stuck: Duration::from_secs(self.shared.config.stuck_seconds),
+                        elsewhere: || placement::elsewhere(self, &tried, begun_with.as_ref()),
+                    };
                     match self.portable(spec, &mut lent).await {
-                        Ok(spec) => client::follow(&self.shared.swarm, peer, spec, &job, &mut answered).await,
+                        Ok(spec) => errand.run(spec).await,
                         Err(error) => Err(error),
                     }
                 }
@@ -190,12 +199,24 @@ impl Scheduler {
                 Ok(()) => return,
                 Err(error) if error.code.may_move() => {
                     tracing::warn!(job = %job.spec.id, ?place, %error, "a job moves on");
+                    if let Place::Peer(peer) = place {
+                        self.give_up(peer, job.spec.id, error.code);
+                    }
                     last_error = Some(error);
                 }
                 Err(error) => return job.fail(error),
             }
         }
         job.fail(last_error.unwrap_or_else(|| placement::nobody(&job.spec)));
+    }
+
+    /// Takes a job away from a peer. One that was lost may still work on it, and is not chosen again before it speaks up.
+    fn give_up(&self, peer: PeerId, job: JobId, why: ErrorCode) {
+        if why == ErrorCode::WorkerLost {
+            self.shared.swarm.peers().doubt(peer);
+            let swarm = self.shared.swarm.clone();
+            self.shared.tasks.spawn(async move { client::release(&swarm, peer, job).await });
+        }
     }
 
     /// The spec with an input over the inline limit replaced by the CID of what is `lent`.
@@ -303,8 +324,8 @@ async fn finish(scheduler: Scheduler, job: Arc<Job>, way: impl Future<Output = (
     if job.log.append(JobEvent::Cancelled) {
         tracing::error!(job = %job.spec.id, "a job's way ended before the job");
     }
-    if let Some(peer) = job.peer() {
-        client::release(&scheduler.shared.swarm, peer, &job).await;
+    if let Some(peer) = job.peer().filter(|_| job.log.state() != JobState::Done) {
+        client::release(&scheduler.shared.swarm, peer, job.spec.id).await;
     }
     scheduler.shared.changed.notify_waiters();
 }

@@ -148,9 +148,9 @@ fn rejected(code: ErrorCode, message: &str, retry_after_ms: Option<u64>) -> JobR
 }
 
 async fn send_events(jobs: Jobs, peer: PeerId, mut stream: FrameStream) -> Result<(), SwarmError> {
-    let silent = |_| SwarmError::Silent { peer };
+    let silent = |within| move |_| SwarmError::Silent { peer, within };
     let request: Option<OutputRequest> =
-        tokio::time::timeout(FIRST_FRAME, stream.receive()).await.map_err(silent)??;
+        tokio::time::timeout(FIRST_FRAME, stream.receive()).await.map_err(silent(FIRST_FRAME))??;
     let Some(OutputRequest { job, mut from }) = request else { return Ok(()) };
     let Some(job) = jobs.get(job, Owner::Peer(peer)) else {
         return send_failure(&mut stream, from, ErrorCode::UnknownJob, "this job is not known here").await;
@@ -165,7 +165,7 @@ async fn send_events(jobs: Jobs, peer: PeerId, mut stream: FrameStream) -> Resul
         }
         for record in events {
             from = record.number + 1;
-            tokio::time::timeout(SLOW_READER, stream.send(&record)).await.map_err(silent)??;
+            tokio::time::timeout(SLOW_READER, stream.send(&record)).await.map_err(silent(SLOW_READER))??;
         }
     }
     stream.close().await;

@@ -24,6 +24,12 @@ use crate::peers::Peers;
 /// A request that is not answered within this time counts as lost.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A dial by TCP with Noise and Yamux takes about five round trips, a request one or two.
+const PATIENT_ROUND_TRIPS: u32 = 15;
+/// For a peer that has not been measured.
+const UNKNOWN_ROUND_TRIP: Duration = Duration::from_millis(200);
+/// A busy machine may take so long to do anything.
+const LEAST_PATIENCE: Duration = Duration::from_millis(500);
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Providers of one model that are asked.
 const PROVIDERS: usize = 16;
@@ -54,10 +60,12 @@ pub enum SwarmError {
         message: String,
     },
     /// A peer did not answer in time.
-    #[error("peer {peer} did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
+    #[error("peer {peer} did not answer within {:.1} s", within.as_secs_f64())]
     Silent {
         /// The peer.
         peer: PeerId,
+        /// The time it had.
+        within: Duration,
     },
     /// A peer sent something that is not of the protocol.
     #[error("peer {peer}: {source}")]
@@ -239,34 +247,49 @@ impl Swarm {
         }
     }
 
-    /// Asks `peer` something by `/accel/jobs/1`.
+    /// How long `peer` gets for what a living one does at once, such as to let itself be dialled: some of its round
+    /// trips.
+    pub fn patience(&self, peer: PeerId) -> Duration {
+        let round_trip = self.peers.get(&peer).and_then(|known| known.round_trip).unwrap_or(UNKNOWN_ROUND_TRIP);
+        (round_trip * PATIENT_ROUND_TRIPS).clamp(LEAST_PATIENCE, DIAL_TIMEOUT)
+    }
+
+    /// Asks `peer` something by `/accel/jobs/1`, and waits `within` for the answer.
     ///
     /// # Errors
     /// When the peer cannot be reached, does not answer in time, or answers something else.
-    pub async fn request(&self, peer: PeerId, request: &JobRequest) -> Result<JobResponse, SwarmError> {
-        self.connect(peer).await?;
+    pub async fn request(
+        &self,
+        peer: PeerId,
+        request: &JobRequest,
+        within: Duration,
+    ) -> Result<JobResponse, SwarmError> {
         let bytes = frame::encode(request).map_err(|source| SwarmError::Frame { peer, source })?;
-        let send = self.ipfs.send_request(peer, (StreamProtocol::new(JOBS_PROTOCOL), bytes));
-        let answer = match tokio::time::timeout(REQUEST_TIMEOUT, send).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return Err(SwarmError::Unreachable { peer, message: format!("{error:#}") }),
-            Err(_) => return Err(SwarmError::Silent { peer }),
+        let ask = async {
+            self.connect(peer).await?;
+            let send = self.ipfs.send_request(peer, (StreamProtocol::new(JOBS_PROTOCOL), bytes));
+            send.await.map_err(|error| SwarmError::Unreachable { peer, message: format!("{error:#}") })
         };
+        let answer = tokio::time::timeout(within, ask).await.map_err(|_| SwarmError::Silent { peer, within })??;
         frame::decode(&answer).map_err(|source| SwarmError::Frame { peer, source })
     }
 
-    /// Opens the stream of a job's events.
+    /// Opens the stream of a job's events `within` that time.
     ///
     /// # Errors
-    /// When the peer cannot be reached or the stream breaks.
-    pub async fn open_output(&self, peer: PeerId, request: OutputRequest) -> Result<FrameStream, SwarmError> {
-        self.connect(peer).await?;
-        let open = self.ipfs.open_stream(peer, OUTPUT_PROTOCOL);
-        let stream = match tokio::time::timeout(REQUEST_TIMEOUT, open).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(SwarmError::Unreachable { peer, message: format!("{error:#}") }),
-            Err(_) => return Err(SwarmError::Silent { peer }),
+    /// When the peer cannot be reached in time or the stream breaks.
+    pub async fn open_output(
+        &self,
+        peer: PeerId,
+        request: OutputRequest,
+        within: Duration,
+    ) -> Result<FrameStream, SwarmError> {
+        let open = async {
+            self.connect(peer).await?;
+            let stream = self.ipfs.open_stream(peer, OUTPUT_PROTOCOL).await;
+            stream.map_err(|error| SwarmError::Unreachable { peer, message: format!("{error:#}") })
         };
+        let stream = tokio::time::timeout(within, open).await.map_err(|_| SwarmError::Silent { peer, within })??;
         let mut frames = FrameStream { peer, stream };
         frames.send(&request).await?;
         Ok(frames)

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use accel_protocol::{Arithmetic, ErrorCode, JobError, JobSpec, Load, ModelRef};
+use accel_protocol::{Advert, Arithmetic, ErrorCode, JobError, JobSpec, Load};
 use libp2p::PeerId;
 
 use super::Scheduler;
@@ -50,6 +50,13 @@ pub async fn choose(
     tokio::time::timeout(PATIENCE, search).await.ok().flatten()
 }
 
+/// Whether a place that was not tried yet can go on with an answer that was begun with `arithmetic`, exactly.
+pub fn elsewhere(scheduler: &Scheduler, tried: &[Place], arithmetic: Option<&Arithmetic>) -> bool {
+    let here = may_run_here(scheduler, tried).then(accel_pipelines::arithmetic);
+    let at_peers = peers_that_run(scheduler, tried).map(|(_, _, advert)| advert.arithmetic);
+    here.into_iter().chain(at_peers).any(|found| arithmetic.is_none_or(|wanted| *wanted == found))
+}
+
 async fn best(
     scheduler: &Scheduler,
     spec: &JobSpec,
@@ -57,7 +64,7 @@ async fn best(
     arithmetic: Option<&Arithmetic>,
 ) -> Option<Place> {
     let mut places: Vec<(Cost, Place)> = Vec::new();
-    if scheduler.shared.config.serve && !tried.contains(&Place::Here) {
+    if may_run_here(scheduler, tried) {
         let held = scheduler
             .shared
             .store
@@ -73,21 +80,31 @@ async fn best(
         };
         places.push((cost, Place::Here));
     }
-    for (id, peer) in scheduler.shared.swarm.peers().all() {
-        let Some(advert) = peer.advert.filter(|advert| advert.serves_jobs && !tried.contains(&Place::Peer(id))) else {
-            continue;
-        };
-        let held = advert.models.iter().find(|held| same_model(&held.model, &spec.model));
+    for (id, round_trip, advert) in peers_that_run(scheduler, tried) {
+        let held = advert.models.iter().find(|held| held.model.cid == spec.model.cid);
         let cost = Cost {
             inexact: arithmetic.is_some_and(|wanted| *wanted != advert.arithmetic),
             not_loaded: !held.is_some_and(|held| held.loaded),
             not_held: held.is_none(),
             load: share(advert.load),
-            away_ms: peer.round_trip.map_or(f64::MAX, |time| time.as_secs_f64() * 1e3),
+            away_ms: round_trip.map_or(f64::MAX, |time| time.as_secs_f64() * 1e3),
         };
         places.push((cost, Place::Peer(id)));
     }
     places.into_iter().min_by(|(a, _), (b, _)| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal)).map(|best| best.1)
+}
+
+fn may_run_here(scheduler: &Scheduler, tried: &[Place]) -> bool {
+    scheduler.shared.config.serve && !tried.contains(&Place::Here)
+}
+
+/// The peers that run jobs and were not tried yet, each with its round trip and its advert.
+fn peers_that_run(scheduler: &Scheduler, tried: &[Place]) -> impl Iterator<Item = (PeerId, Option<Duration>, Advert)> {
+    let peers = scheduler.shared.swarm.peers().all().into_iter();
+    peers.filter(|(id, _)| !tried.contains(&Place::Peer(*id))).filter_map(|(id, peer)| {
+        let advert = peer.advert.filter(|advert| advert.serves_jobs)?;
+        Some((id, peer.round_trip, advert))
+    })
 }
 
 /// The error of a job that nobody can run.
@@ -104,8 +121,4 @@ pub fn nobody(spec: &JobSpec) -> JobError {
 
 fn share(load: Load) -> f64 {
     f64::from(load.running + load.queued) / f64::from(load.capacity.max(1))
-}
-
-fn same_model(held: &ModelRef, wanted: &ModelRef) -> bool {
-    held.cid == wanted.cid
 }
