@@ -83,8 +83,26 @@ impl Cluster {
 /// # Errors
 /// When `ACCEL_TEST_MODEL` does not name it.
 pub fn model_file() -> Result<PathBuf> {
-    let path = std::env::var_os("ACCEL_TEST_MODEL").ok_or_else(|| anyhow!("run the tests by tests/run"))?;
+    installed("ACCEL_TEST_MODEL")
+}
+
+/// What `tests/run` has installed and names by `variable`.
+///
+/// # Errors
+/// When the variable is not there.
+pub fn installed(variable: &str) -> Result<PathBuf> {
+    let path =
+        std::env::var_os(variable).ok_or_else(|| anyhow!("{variable} is not set: run the tests by tests/run"))?;
     Ok(path.into())
+}
+
+/// The address of a node that every implementation of IPFS can dial.
+///
+/// # Errors
+/// When it does not listen on TCP.
+pub fn tcp(node: &NodeProcess) -> Result<&str> {
+    let address = node.addresses().iter().find(|address| address.contains("/tcp/"));
+    address.map(String::as_str).context("the node does not listen on TCP")
 }
 
 /// Imports a file or directory.
@@ -92,7 +110,15 @@ pub fn model_file() -> Result<PathBuf> {
 /// # Errors
 /// When the node refuses.
 pub async fn import(node: &NodeProcess, path: PathBuf) -> Result<ModelRef> {
-    let request = AddRequest { path, chunker: Cut::Tensor, move_source: false };
+    import_cut(node, path, Cut::Tensor).await
+}
+
+/// Imports a file or directory, cut in this way.
+///
+/// # Errors
+/// When the node refuses.
+pub async fn import_cut(node: &NodeProcess, path: PathBuf, chunker: Cut) -> Result<ModelRef> {
+    let request = AddRequest { path, chunker, move_source: false };
     Ok(node.api().add(&request, |_| {}).await?.cid.parse()?)
 }
 
