@@ -9,14 +9,15 @@ use accel_protocol::limits::{ADVERT_BYTES, FRAME_BYTES, STREAMS_PER_PEER};
 use accel_protocol::message::{ADVERTS_TOPIC, JOBS_PROTOCOL, OUTPUT_PROTOCOL};
 use accel_protocol::{JobRequest, JobResponse, ModelRef, OutputRequest};
 use cid::Cid;
-use futures::stream::BoxStream;
-use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use futures::stream::{BoxStream, FuturesUnordered};
+use futures::{AsyncReadExt, AsyncWriteExt, Stream, StreamExt};
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use rust_ipfs::Ipfs;
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
 use crate::config::SwarmConfig;
 use crate::peers::Peers;
@@ -31,6 +32,10 @@ const UNKNOWN_ROUND_TRIP: Duration = Duration::from_millis(200);
 /// A busy machine may take so long to do anything.
 const LEAST_PATIENCE: Duration = Duration::from_millis(500);
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time for which a caller waits until a record is stored.
+const PUBLISH_TIMEOUT: Duration = Duration::from_millis(100);
+/// Time that more providers get once there is one.
+const MORE_PROVIDERS: Duration = Duration::from_millis(300);
 /// Providers of one model that are asked.
 const PROVIDERS: usize = 16;
 
@@ -304,41 +309,49 @@ impl Swarm {
         self.ipfs.pubsub_listener(ADVERTS_TOPIC.to_owned()).await.map_err(ipfs("listen for adverts"))
     }
 
-    /// Peers that have `model`: by their adverts, and by the provider records of its root.
+    /// Peers that have `model` and can be reached: by their adverts, and by the provider records of its root.
+    ///
+    /// Records outlive the peers that they name, so one that does not answer holds up nobody else.
     pub async fn providers(&self, model: &ModelRef) -> Vec<PeerId> {
+        let own = self.id();
         let mut providers = self.peers.holders(model);
+        let limit = if providers.is_empty() { LOOKUP_TIMEOUT } else { MORE_PROVIDERS };
         match self.ipfs.get_providers(model.cid).await {
-            Ok(mut found) => {
-                let lookup = async {
-                    while let Some(Ok(more)) = found.next().await {
-                        providers.extend(more);
-                    }
-                };
-                if tokio::time::timeout(LOOKUP_TIMEOUT, lookup).await.is_err() {
-                    tracing::debug!(%model, "the look-up of providers was cut short");
-                }
+            Ok(found) => {
+                let others = found.flat_map(|found| futures::stream::iter(found.unwrap_or_default()));
+                let others = others.filter(|peer| futures::future::ready(*peer != own));
+                providers.extend(gather(others, limit).await);
             }
             Err(error) => tracing::debug!(%model, %error, "providers could not be looked up"),
         }
-        let own = self.id();
         providers.retain(|peer| *peer != own);
         providers.sort();
         providers.dedup();
         providers.truncate(PROVIDERS);
-        let mut reachable = Vec::new();
-        for peer in providers {
-            match self.connect(peer).await {
-                Ok(()) => reachable.push(peer),
-                Err(error) => tracing::debug!(%model, %error, "a provider is left out"),
-            }
-        }
-        reachable
+        let dials: FuturesUnordered<_> = providers.into_iter().map(|peer| self.reach(peer)).collect();
+        gather(dials.filter_map(futures::future::ready), DIAL_TIMEOUT).await
     }
 
-    /// Tells the DHT that this node has the blocks under `root`.
+    /// The peer, if a connection to it is open or can be opened.
+    async fn reach(&self, peer: PeerId) -> Option<PeerId> {
+        match self.connect(peer).await {
+            Ok(()) => Some(peer),
+            Err(error) => {
+                tracing::debug!(%error, "a provider is left out");
+                None
+            }
+        }
+    }
+
+    /// Tells the DHT that this node has the blocks under `root`. The DHT goes on by itself with peers that are slow to
+    /// take the record, or gone.
     pub async fn provide(&self, root: Cid) {
-        if let Err(error) = self.ipfs.provide(root).await {
-            tracing::debug!(%root, %error, "no provider record was stored; adverts still name the model");
+        match tokio::time::timeout(PUBLISH_TIMEOUT, self.ipfs.provide(root)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(%root, %error, "no provider record was stored; adverts still name the model")
+            }
+            Err(_) => tracing::debug!(%root, "the provider record is still on its way"),
         }
     }
 
@@ -346,6 +359,20 @@ impl Swarm {
     pub async fn stop(self) {
         self.ipfs.exit_daemon().await;
     }
+}
+
+/// What `stream` gives within `limit`; once it has given something, only what comes soon after.
+async fn gather<T>(stream: impl Stream<Item = T>, limit: Duration) -> Vec<T> {
+    let mut stream = std::pin::pin!(stream);
+    let mut end = Instant::now() + limit;
+    let mut gathered = Vec::new();
+    while let Ok(Some(item)) = tokio::time::timeout_at(end, stream.next()).await {
+        if gathered.is_empty() {
+            end = end.min(Instant::now() + MORE_PROVIDERS);
+        }
+        gathered.push(item);
+    }
+    gathered
 }
 
 fn same_transport(found: &Multiaddr, wanted: &Multiaddr) -> bool {

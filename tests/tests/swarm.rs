@@ -2,6 +2,8 @@
 
 #![expect(clippy::panic, reason = "a test that fails should say where")]
 
+use std::time::Instant;
+
 use accel_node::api::ApiError;
 use accel_protocol::{ErrorCode, FinishReason, Generation, Input, JobError, JobEvent};
 use accel_tests::cluster::{Cluster, events, eventually, import, model_file, question, text};
@@ -219,6 +221,30 @@ async fn a_big_input_travels_by_cid_and_does_not_stay() -> anyhow::Result<()> {
     assert!(client.api().models().await?.is_empty());
     client.stop().await?;
     worker.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_does_not_wait_for_providers_that_are_gone() -> anyhow::Result<()> {
+    let cluster = Cluster::new()?;
+    let provider = cluster.start("provider", false, &[]).await?;
+    let note = cluster.path("note.txt");
+    std::fs::write(&note, "no model")?;
+    let note = import(&provider, note).await?;
+    let model = import(&provider, model_file()?).await?;
+    let mut waited = Vec::new();
+    for name in ["first", "second", "third", "fourth"] {
+        let fetcher = cluster.start(name, false, &[&provider]).await?;
+        // After a fetch a node is in the DHT, and so hears of those that were there before it.
+        fetcher.api().pull(&note, |_| {}).await?;
+        let started = Instant::now();
+        let pulled = fetcher.api().pull(&model, |_| {}).await?;
+        waited.push(started.elapsed().as_secs_f64() - pulled.seconds);
+        fetcher.stop().await?;
+    }
+    // It takes three seconds to see that a peer no longer answers.
+    assert!(waited.iter().all(|&seconds| seconds < 2.0), "seconds beside the transfer: {waited:?}");
+    provider.stop().await?;
     Ok(())
 }
 
