@@ -4,4 +4,5 @@
 
 pub mod cluster;
 pub mod failover;
+pub mod fetch;
 pub mod foreign;
