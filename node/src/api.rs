@@ -112,7 +112,7 @@ pub enum Cut {
     Tensor,
     /// 1 MiB everywhere, 1024 links to a node: what Kubo's and Helia's current defaults give.
     Fixed,
-    /// 256 KiB everywhere, 174 links to a node: what older releases of Kubo give.
+    /// 256 KiB everywhere, 174 links to a node: what older releases of Kubo give for CIDs of version 1.
     Fixed256k,
 }
 
