@@ -6,27 +6,31 @@
 mod answer;
 mod daemon;
 mod demo;
+mod interrupts;
 mod jobs;
 mod model_file;
 mod models;
 mod output;
+mod session;
 mod swarm;
 
 use std::path::PathBuf;
 
-use accel_protocol::{ErrorCode, JobError, JobId};
+use accel_protocol::{ErrorCode, JobError, JobId, ModelRef};
 use clap::{CommandFactory, Parser, Subcommand};
-use tempfile::TempDir;
+use libp2p::Multiaddr;
 
 use crate::api::{Api, ApiError, Cut};
-use crate::config::{Config, ConfigError, Overrides};
-use crate::daemon::{Daemon, DaemonError};
+use crate::config::{ConfigError, Overrides};
+use crate::daemon::DaemonError;
 use crate::identity::IdentityError;
 use crate::process::ProcessError;
 use crate::swarm::SwarmError;
 
-pub use daemon::Foreground;
+use daemon::Foreground;
+use interrupts::Interrupts;
 use output::Output;
+use session::Session;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -37,14 +41,17 @@ Exit codes:
   4    no peer can run this, or it went away
   5    the deadline passed
   6    memory, disk or quota is short
-  130  interrupted
+  130  interrupted or cancelled
+  141  whoever read the output went away
 
-Data goes to standard output, progress to standard error when that is a terminal.";
+Data goes to standard output, errors to standard error, and progress there too when it is a terminal.
+With --json, standard output holds one JSON value, also for an error: {\"error\": {\"code\": …, \"message\": …}}. \
+chat gives one for each answer.";
 
 /// Run Hugging Face models on pooled hardware: weights by CID over IPFS, jobs over libp2p.
 #[derive(Debug, Parser)]
 #[command(name = "accel-cli", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
-pub struct Cli {
+struct Cli {
     #[command(flatten)]
     overrides: Overrides,
     /// Answer in JSON
@@ -52,6 +59,21 @@ pub struct Cli {
     json: bool,
     #[command(subcommand)]
     command: Command,
+}
+
+/// Join a swarm: hold models, run jobs, and serve this machine's programs on loopback.
+///
+/// Stops on SIGTERM or SIGINT: running jobs finish or are handed over to other peers; a second signal ends it at once.
+#[derive(Debug, Parser)]
+#[command(name = "accel-node", version)]
+struct NodeCli {
+    #[command(flatten)]
+    overrides: Overrides,
+    #[command(flatten)]
+    foreground: Foreground,
+    /// Print how to reach the node as JSON once it is ready
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -76,14 +98,14 @@ enum Command {
     /// Fetch a model by CID
     Pull {
         /// CID, CID/path or ipfs://CID
-        model: String,
+        model: ModelRef,
     },
     /// List the models that are here
     Ls,
     /// Show the files of a model, and its tensors
     Show {
         /// CID, CID/path or ipfs://CID
-        model: String,
+        model: ModelRef,
         /// List the tensors: name, shape, type, bytes, and how much of each is here
         #[arg(long)]
         tensors: bool,
@@ -91,7 +113,7 @@ enum Command {
     /// Let go of a model and free what no other model holds
     Rm {
         /// CID
-        model: String,
+        model: ModelRef,
     },
     /// Free all blocks that no model holds
     Gc,
@@ -107,7 +129,7 @@ enum Command {
     /// Connect to a peer
     Connect {
         /// Multiaddress that ends in /p2p/PEER_ID
-        address: String,
+        address: Multiaddr,
     },
     /// Show this node: id, addresses, load, disk
     Id,
@@ -167,9 +189,18 @@ pub enum CliError {
         /// What went wrong.
         message: String,
     },
-    /// Somebody pressed Ctrl-C.
+    /// What was named is neither a CID nor a file.
+    #[error("{0}")]
+    NoSuchModel(String),
+    /// Somebody pressed Ctrl-C, or told this process to end.
     #[error("interrupted")]
     Interrupted,
+    /// Somebody cancelled the job, from another process.
+    #[error("the job was cancelled")]
+    Cancelled,
+    /// Whoever read standard output reads no more, as in `accel-cli ls | head -1`.
+    #[error("standard output is closed")]
+    Closed,
 }
 
 impl CliError {
@@ -178,7 +209,15 @@ impl CliError {
         match self {
             Self::Usage(_) | Self::Config(_) => 2,
             Self::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => 3,
-            Self::Interrupted => 130,
+            Self::NoSuchModel(_) => 3,
+            Self::File { source, .. } | Self::Daemon(DaemonError::DataDir { source, .. })
+                if source.kind() == std::io::ErrorKind::StorageFull =>
+            {
+                6
+            }
+            Self::Interrupted | Self::Cancelled => 130,
+            // As the shell reports the many programs that SIGPIPE ends.
+            Self::Closed => 141,
             Self::Job(error) | Self::Api(ApiError::Refused(error)) => exit_code(error.code),
             Self::Swarm(SwarmError::Unreachable { .. } | SwarmError::Silent { .. }) => 4,
             _ => 1,
@@ -190,6 +229,13 @@ impl CliError {
         match self {
             Self::Job(error) | Self::Api(ApiError::Refused(error)) => error.code,
             Self::Usage(_) | Self::Config(_) => ErrorCode::InvalidRequest,
+            Self::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorCode::ModelNotFound,
+            Self::NoSuchModel(_) => ErrorCode::ModelNotFound,
+            Self::File { source, .. } | Self::Daemon(DaemonError::DataDir { source, .. })
+                if source.kind() == std::io::ErrorKind::StorageFull =>
+            {
+                ErrorCode::OutOfResources
+            }
             Self::Swarm(SwarmError::Unreachable { .. } | SwarmError::Silent { .. }) => ErrorCode::NoWorker,
             _ => ErrorCode::Internal,
         }
@@ -208,15 +254,39 @@ fn exit_code(code: ErrorCode) -> u8 {
 }
 
 /// Runs what was typed and gives the exit code. Errors have been shown when this returns.
-pub fn run(cli: Cli) -> u8 {
+pub fn run() -> u8 {
+    let cli: Cli = match parse() {
+        Ok(cli) => cli,
+        Err(exit_code) => return exit_code,
+    };
     let output = Output::new(cli.json);
     exit(block_on(dispatch(cli, &output)), &output)
 }
 
 /// Runs a daemon in the foreground, as `accel-node` does, and gives the exit code.
-pub fn run_node(overrides: &Overrides, foreground: Foreground, json: bool) -> u8 {
-    let output = Output::new(json);
-    exit(block_on(daemon::run_daemon(overrides, foreground, &output)), &output)
+pub fn run_node() -> u8 {
+    let node: NodeCli = match parse() {
+        Ok(node) => node,
+        Err(exit_code) => return exit_code,
+    };
+    let output = Output::new(node.json);
+    let daemon = async { daemon::run_daemon(&node.overrides, node.foreground, Interrupts::watch()?, &output).await };
+    exit(block_on(daemon), &output)
+}
+
+/// What was typed, or the exit code when that was a question for help, or nothing that can be run.
+fn parse<T: Parser>() -> Result<T, u8> {
+    T::try_parse().map_err(|error| {
+        // The flag itself may stand behind what cannot be parsed; a program that gave it reads JSON all the same.
+        if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
+            let text = error.to_string();
+            let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end().to_owned();
+            return exit(Err(CliError::Usage(text)), &Output::new(true));
+        }
+        // With the stream closed there is nobody left to tell.
+        let _closed = error.print();
+        u8::try_from(error.exit_code()).unwrap_or(1)
+    })
 }
 
 fn exit(done: Result<(), CliError>, output: &Output) -> u8 {
@@ -242,89 +312,49 @@ fn block_on(work: impl Future<Output = Result<(), CliError>>) -> Result<(), CliE
 }
 
 async fn dispatch(cli: Cli, output: &Output) -> Result<(), CliError> {
+    let mut interrupts = Interrupts::watch()?;
     match cli.command {
-        Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "accel-cli", &mut std::io::stdout());
-            return Ok(());
-        }
-        Command::Daemon(foreground) => return daemon::run_daemon(&cli.overrides, foreground, output).await,
-        Command::Demo(args) => return demo::run(args, output).await,
-        Command::Run(args) if args.is_direct() => return jobs::run_direct(args, output).await,
+        Command::Completions { shell } => return completions(shell, output),
+        Command::Daemon(foreground) => return daemon::run_daemon(&cli.overrides, foreground, interrupts, output).await,
+        Command::Demo(args) => return demo::run(args, &mut interrupts, output).await,
+        Command::Run(args) if args.is_direct() => return jobs::run_direct(args, &mut interrupts, output).await,
         _ => {}
     }
-    let session = Session::open(&cli.overrides).await?;
-    let result = with_session(cli.command, &session, output).await;
-    session.close().await;
+    let session = interrupts.unless(Session::open(&cli.overrides)).await?;
+    let result = match cli.command {
+        // What a signal means in the middle of an answer, these know.
+        Command::Run(args) => jobs::run(&session.api, args, &mut interrupts, output).await,
+        Command::Chat(args) => jobs::chat(&session.api, args, &mut interrupts, output).await,
+        command => interrupts.unless(with_session(command, &session.api, output)).await,
+    };
+    session.close(&mut interrupts, output).await;
     result
 }
 
-async fn with_session(command: Command, session: &Session, output: &Output) -> Result<(), CliError> {
-    let api = &session.api;
+fn completions(shell: clap_complete::Shell, output: &Output) -> Result<(), CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "accel-cli", &mut script);
+    let script = String::from_utf8_lossy(&script);
+    output.value(&serde_json::json!({ "shell": shell.to_string(), "script": script }), |_| script.to_string())
+}
+
+async fn with_session(command: Command, api: &Api, output: &Output) -> Result<(), CliError> {
     match command {
-        Command::Run(args) => jobs::run(api, args, output).await,
-        Command::Chat(args) => jobs::chat(api, args, output).await,
         Command::Add { path, chunker, move_source } => models::add(api, &path, chunker, move_source, output).await,
-        Command::Pull { model } => models::pull(api, &models::parse(&model)?, output).await,
+        Command::Pull { model } => models::pull(api, &model, output).await,
         Command::Ls => models::list(api, output).await,
-        Command::Show { model, tensors } => models::show(api, &models::parse(&model)?, tensors, output).await,
-        Command::Rm { model } => models::remove(api, &models::parse(&model)?, output).await,
+        Command::Show { model, tensors } => models::show(api, &model, tensors, output).await,
+        Command::Rm { model } => models::remove(api, &model, output).await,
         Command::Gc => models::collect(api, output).await,
         Command::Ps => jobs::list(api, output).await,
         Command::Cancel { job } => jobs::cancel(api, job, output).await,
         Command::Peers => swarm::peers(api, output).await,
-        Command::Connect { address } => swarm::connect(api, &address, output).await,
+        Command::Connect { address } => swarm::connect(api, &address.to_string(), output).await,
         Command::Id => swarm::id(api, output).await,
         Command::Hardware => swarm::hardware(api, output).await,
-        // Dispatched before there is a session.
-        Command::Completions { .. } | Command::Daemon(_) | Command::Demo(_) => Ok(()),
-    }
-}
-
-/// A daemon to speak to: the one that runs, or one of the command's own.
-#[derive(Debug)]
-struct Session {
-    api: Api,
-    own: Option<Daemon>,
-    /// Where a daemon that leaves nothing behind keeps its things.
-    _throw_away: Option<TempDir>,
-}
-
-impl Session {
-    async fn open(overrides: &Overrides) -> Result<Self, CliError> {
-        let mut config = Config::load(overrides)?;
-        match Api::of(&config.data_dir).await {
-            Ok(api) => Ok(Self { api, own: None, _throw_away: None }),
-            Err(ApiError::NoDaemon { .. }) => {
-                // The command's own daemon takes whatever ports are free.
-                config.api.listen.set_port(0);
-                for address in &mut config.swarm.listen {
-                    *address = daemon::any_port(address);
-                }
-                Self::with_own(&config, None).await
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// A daemon that listens nowhere, runs nothing, and leaves nothing behind.
-    async fn throw_away() -> Result<Self, CliError> {
-        let directory = tempfile::tempdir().map_err(|source| CliError::File { path: std::env::temp_dir(), source })?;
-        let mut config = Config { data_dir: directory.path().to_owned(), ..Config::default() };
-        config.api.listen.set_port(0);
-        config.swarm.listen.clear();
-        config.swarm.mdns = false;
-        config.jobs.serve = false;
-        Self::with_own(&config, Some(directory)).await
-    }
-
-    async fn with_own(config: &Config, throw_away: Option<TempDir>) -> Result<Self, CliError> {
-        let own = Daemon::start(config).await?;
-        Ok(Self { api: Api::new(own.access().clone()), own: Some(own), _throw_away: throw_away })
-    }
-
-    async fn close(self) {
-        if let Some(own) = self.own {
-            own.stop().await;
+        // Dispatched elsewhere.
+        Command::Run(_) | Command::Chat(_) | Command::Completions { .. } | Command::Daemon(_) | Command::Demo(_) => {
+            Ok(())
         }
     }
 }

@@ -187,15 +187,24 @@ async fn watched<E: std::fmt::Display>(
 }
 
 fn lock(data_dir: &Path) -> Result<File, DaemonError> {
-    let at = |path: PathBuf| move |source| DaemonError::DataDir { path, source };
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(at(data_dir.to_owned()))?;
-    let path = data_dir.join("lock");
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(at(path.clone()))?;
+    let (path, file) = open_lock(data_dir, "lock")?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(DaemonError::Locked { path: data_dir.to_owned() }),
-        Err(std::fs::TryLockError::Error(source)) => Err(at(path)(source)),
+        Err(std::fs::TryLockError::Error(source)) => Err(DaemonError::DataDir { path, source }),
     }
+}
+
+/// A file to lock in the data directory, which is made where it is missing.
+///
+/// # Errors
+/// When the directory or the file cannot be made.
+pub fn open_lock(data_dir: &Path, name: &str) -> Result<(PathBuf, File), DaemonError> {
+    let at = |path: PathBuf| move |source| DaemonError::DataDir { path, source };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(at(data_dir.to_owned()))?;
+    let path = data_dir.join(name);
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(at(path.clone()))?;
+    Ok((path, file))
 }
 
 fn write_access(path: &Path, access: &Access) -> Result<(), DaemonError> {

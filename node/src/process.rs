@@ -48,6 +48,8 @@ pub struct Settings {
     pub serve: bool,
     /// Peers that it joins by.
     pub bootstrap: Vec<String>,
+    /// Whether it looks for peers on the local network.
+    pub mdns: bool,
     /// What it logs to standard error.
     pub log: String,
     /// Further arguments.
@@ -69,13 +71,13 @@ impl NodeProcess {
     /// # Errors
     /// When the program cannot be run or the node does not start.
     pub async fn start(settings: &Settings) -> Result<Self, ProcessError> {
-        let Settings { program, data_dir, serve, bootstrap, log, arguments } = settings;
+        let Settings { program, data_dir, serve, bootstrap, mdns, log, arguments } = settings;
         let run = |source| ProcessError::Run { program: program.clone(), source };
         let mut command = Command::new(program);
         command
-            .args(["daemon", "--attached", "--json", "--mdns", "false", "--api", "127.0.0.1:0"])
+            .args(["daemon", "--attached", "--json", "--api", "127.0.0.1:0"])
             .args(["--listen", "/ip4/127.0.0.1/tcp/0,/ip4/127.0.0.1/udp/0/quic-v1", "--log", log])
-            .args(["--serve", if *serve { "true" } else { "false" }])
+            .args(["--serve", &serve.to_string(), "--mdns", &mdns.to_string()])
             .args(arguments)
             .arg("--data-dir")
             .arg(data_dir);

@@ -64,6 +64,7 @@ impl Cluster {
             data_dir: self.path(name),
             serve,
             bootstrap: join.iter().flat_map(|node| node.addresses().iter().cloned()).collect(),
+            mdns: false,
             log: "accel_node=warn".to_owned(),
             arguments: Vec::new(),
         }

@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod command;
 pub mod failover;
 pub mod fetch;
 pub mod foreign;
+pub mod namespace;

@@ -2,9 +2,6 @@
 
 use std::process::ExitCode;
 
-use accel_node::cli::{self, Cli};
-use clap::Parser;
-
 fn main() -> ExitCode {
-    ExitCode::from(cli::run(Cli::parse()))
+    ExitCode::from(accel_node::cli::run())
 }

@@ -7,6 +7,7 @@ use futures::{Stream, StreamExt};
 use serde::Serialize;
 
 use super::CliError;
+use super::interrupts::Interrupts;
 use super::output::Output;
 use crate::api::{Api, ApiError, JobBody};
 
@@ -63,25 +64,35 @@ pub(super) struct Move {
     pub exact: bool,
 }
 
-/// Submits a job, shows its answer as it comes, and cancels it on Ctrl-C.
-pub(super) async fn ask(api: &Api, mut body: JobBody, output: &Output) -> Result<Answer, CliError> {
+/// Submits a job and shows its answer as it comes. The job is cancelled when nobody waits for the answer any more.
+pub(super) async fn ask(
+    api: &Api,
+    mut body: JobBody,
+    interrupts: &mut Interrupts,
+    output: &Output,
+) -> Result<Answer, CliError> {
     let id = JobId(rand::random());
     body.id = Some(id);
     let begun = Instant::now();
-    let events = api.submit(&body).await?;
-    let mut answer = tokio::select! {
-        answer = read(events, begun, output) => answer?,
-        _ = tokio::signal::ctrl_c() => {
-            api.cancel(id).await?;
-            return Err(CliError::Interrupted);
-        }
-    };
+    let answer = interrupts.unless(async { read(api.submit(&body).await?, begun, output).await }).await;
+    if let Err(CliError::Interrupted | CliError::Closed | CliError::Failed { .. }) = &answer {
+        call_off(api, id).await?;
+    }
+    let mut answer = answer?;
     answer.job = Some(id);
     answer.answered_by = match api.job(id).await?.peer {
         Some(peer) => Some(peer),
         None => Some(api.node().await?.peer),
     };
     Ok(answer)
+}
+
+async fn call_off(api: &Api, id: JobId) -> Result<(), CliError> {
+    match api.cancel(id).await {
+        // The signal may have come before the submission.
+        Ok(_) | Err(ApiError::Refused(JobError { code: ErrorCode::UnknownJob, .. })) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn read(
@@ -160,7 +171,7 @@ fn take(answer: &mut Answer, clock: &mut Clock, event: JobEvent, output: &Output
             return Ok(true);
         }
         JobEvent::Failed { error } => return Err(error.into()),
-        JobEvent::Cancelled => return Err(CliError::Interrupted),
+        JobEvent::Cancelled => return Err(CliError::Cancelled),
     }
     Ok(false)
 }

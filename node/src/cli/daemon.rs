@@ -3,10 +3,10 @@
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use tokio::io::AsyncReadExt;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::CliError;
+use super::interrupts::Interrupts;
 use super::output::Output;
 use crate::config::{Config, LogConfig, LogFormat, Overrides};
 use crate::daemon::Daemon;
@@ -23,26 +23,25 @@ pub struct Foreground {
 ///
 /// # Errors
 /// When the configuration is wrong, the daemon does not start, or a part of it breaks down.
-pub(super) async fn run_daemon(overrides: &Overrides, foreground: Foreground, output: &Output) -> Result<(), CliError> {
+pub(super) async fn run_daemon(
+    overrides: &Overrides,
+    foreground: Foreground,
+    mut interrupts: Interrupts,
+    output: &Output,
+) -> Result<(), CliError> {
     let config = Config::load(overrides)?;
     start_log(&config.log)?;
-    let failed =
-        |error: std::io::Error| CliError::Failed { doing: "watch signals".to_owned(), message: error.to_string() };
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let daemon = Daemon::start(&config).await?;
     let ready = daemon.ready().await?;
     output.value(&ready, |ready| ready.addresses.join("\n"))?;
     let broke_down = tokio::select! {
         () = closed_input(), if foreground.attached => false,
-        _ = terminate.recv() => false,
-        _ = interrupt.recv() => false,
+        () = interrupts.next() => false,
         () = daemon.broke_down() => true,
     };
     tokio::select! {
         () = daemon.stop() => {}
-        _ = terminate.recv() => return Err(CliError::Interrupted),
-        _ = interrupt.recv() => return Err(CliError::Interrupted),
+        () = interrupts.next() => return Err(CliError::Interrupted),
     }
     if broke_down {
         let message = "a part of it broke down; the log says which".to_owned();

@@ -7,11 +7,13 @@ use std::path::PathBuf;
 
 use accel_protocol::{Generation, Input, Message, Role, Task};
 use serde::Serialize;
+use tempfile::TempDir;
 
 use super::answer::{Answer, ask};
+use super::interrupts::Interrupts;
 use super::output::{Output, bytes};
 use super::{CliError, model_file, models};
-use crate::api::{Cut, JobBody, default_deadline_ms};
+use crate::api::{Added, Cut, JobBody, default_deadline_ms};
 use crate::config::cache_dir;
 use crate::process::{NodeProcess, Settings};
 
@@ -41,7 +43,38 @@ struct Summary {
     answer: Answer,
 }
 
-pub(super) async fn run(args: DemoArgs, output: &Output) -> Result<(), CliError> {
+pub(super) async fn run(args: DemoArgs, interrupts: &mut Interrupts, output: &Output) -> Result<(), CliError> {
+    let Stage { provider, worker, client, added, _fresh } = interrupts.unless(set(&args, output)).await?;
+    let body = JobBody {
+        id: None,
+        model: models::parse(&added.cid)?,
+        task: Task::TextGeneration,
+        input: Input::Chat(vec![Message { role: Role::User, content: args.prompt.clone() }]),
+        generation: Generation { max_tokens: args.max_tokens, ..Generation::default() },
+        deadline_ms: default_deadline_ms(),
+        peer: None,
+    };
+    let answer = ask(client.api(), body, interrupts, output).await?;
+    if !output.is_json() {
+        output.write("\n\n")?;
+    }
+    for node in [client, worker, provider] {
+        node.stop().await?;
+    }
+    output.value(&summary(added, answer), summary_table)
+}
+
+/// The swarm before anybody asks.
+struct Stage {
+    provider: NodeProcess,
+    worker: NodeProcess,
+    client: NodeProcess,
+    added: Added,
+    /// Where worker and client keep their things.
+    _fresh: TempDir,
+}
+
+async fn set(args: &DemoArgs, output: &Output) -> Result<Stage, CliError> {
     let model = match &args.model {
         Some(path) => path.clone(),
         None => model_file::get(output).await?,
@@ -58,27 +91,14 @@ pub(super) async fn run(args: DemoArgs, output: &Output) -> Result<(), CliError>
     output.note(&format!("worker   {} has no model", worker.peer()));
     let client = start(fresh.path().join("client"), false, provider.addresses()).await?;
     output.note(&format!("client   {} asks: {}\n", client.peer(), args.prompt));
+    Ok(Stage { provider, worker, client, added, _fresh: fresh })
+}
 
-    let body = JobBody {
-        id: None,
-        model: models::parse(&added.cid)?,
-        task: Task::TextGeneration,
-        input: Input::Chat(vec![Message { role: Role::User, content: args.prompt.clone() }]),
-        generation: Generation { max_tokens: args.max_tokens, ..Generation::default() },
-        deadline_ms: default_deadline_ms(),
-        peer: None,
-    };
-    let answer = ask(client.api(), body, output).await?;
-    if !output.is_json() {
-        output.write("\n\n")?;
-    }
-    for node in [client, worker, provider] {
-        node.stop().await?;
-    }
+fn summary(added: Added, answer: Answer) -> Summary {
     let fetched = answer.fetched;
     let fetch_seconds = fetched.map_or(0.0, |fetched| fetched.seconds);
     let fetched_bytes = fetched.map_or(0, |fetched| fetched.bytes);
-    let summary = Summary {
+    Summary {
         cid: added.cid,
         model_bytes: added.bytes,
         fetched_bytes,
@@ -86,8 +106,7 @@ pub(super) async fn run(args: DemoArgs, output: &Output) -> Result<(), CliError>
         fetch_seconds,
         fetch_mb_per_second: if fetch_seconds > 0.0 { fetched_bytes as f64 / 1e6 / fetch_seconds } else { 0.0 },
         answer,
-    };
-    output.value(&summary, summary_table)
+    }
 }
 
 fn summary_table(summary: &Summary) -> String {
@@ -129,6 +148,7 @@ async fn start(data_dir: PathBuf, serve: bool, bootstrap: &[String]) -> Result<N
         data_dir,
         serve,
         bootstrap: bootstrap.to_vec(),
+        mdns: false,
         log: "accel_node=error".to_owned(),
         arguments: Vec::new(),
     };

@@ -8,8 +8,10 @@ use libp2p::Multiaddr;
 use rustyline::error::ReadlineError;
 
 use super::answer::ask;
+use super::interrupts::Interrupts;
 use super::output::{Output, table};
-use super::{CliError, Session, models};
+use super::session::Session;
+use super::{CliError, models};
 use crate::api::{Api, Cut, JobBody, default_deadline_ms};
 
 /// How to choose tokens.
@@ -92,9 +94,9 @@ impl RunArgs {
         self.peer.is_some()
     }
 
-    fn input(&self) -> Result<Input, CliError> {
+    async fn input(&self) -> Result<Input, CliError> {
         let prompt = match self.prompt.as_deref() {
-            Some("-") | None => read_prompt()?,
+            Some("-") | None => off_the_runtime("read the prompt", read_prompt).await?,
             Some(prompt) => prompt.to_owned(),
         };
         if self.raw {
@@ -139,34 +141,41 @@ async fn find_model(api: &Api, text: &str, output: &Output) -> Result<ModelRef, 
             let added = models::import(api, Path::new(text), Cut::Tensor, false, output).await?;
             models::parse(&added.cid)
         }
-        Err(error) => Err(CliError::Usage(format!("{text:?} is no file here, and {error}"))),
+        Err(error) => Err(CliError::NoSuchModel(format!("{text:?} is no file here, and {error}"))),
     }
 }
 
-pub(super) async fn run(api: &Api, args: RunArgs, output: &Output) -> Result<(), CliError> {
-    let input = args.input()?;
-    let model = find_model(api, &args.model, output).await?;
-    finish(api, body(model, input, &args.generation), output).await
+pub(super) async fn run(
+    api: &Api,
+    args: RunArgs,
+    interrupts: &mut Interrupts,
+    output: &Output,
+) -> Result<(), CliError> {
+    let input = interrupts.unless(args.input()).await?;
+    let model = interrupts.unless(find_model(api, &args.model, output)).await?;
+    finish(api, body(model, input, &args.generation), interrupts, output).await
 }
 
 /// Submits to a peer without a daemon: a node of the command's own, with an identity and a store that vanish.
-pub(super) async fn run_direct(args: RunArgs, output: &Output) -> Result<(), CliError> {
+pub(super) async fn run_direct(args: RunArgs, interrupts: &mut Interrupts, output: &Output) -> Result<(), CliError> {
     let Some(peer) = args.peer.clone() else { return Ok(()) };
-    let input = args.input()?;
     let model = models::parse(&args.model)?;
-    let session = Session::throw_away().await?;
+    let input = interrupts.unless(args.input()).await?;
+    let session = interrupts.unless(Session::throw_away()).await?;
     let result = async {
-        let peer = session.api.connect(&peer.to_string()).await?;
+        let address = peer.to_string();
+        let connected = async { Ok(session.api.connect(&address).await?) };
+        let peer = interrupts.unless(connected).await?;
         let body = JobBody { peer: Some(peer), ..body(model, input, &args.generation) };
-        finish(&session.api, body, output).await
+        finish(&session.api, body, interrupts, output).await
     };
     let result = result.await;
-    session.close().await;
+    session.close(interrupts, output).await;
     result
 }
 
-async fn finish(api: &Api, body: JobBody, output: &Output) -> Result<(), CliError> {
-    let answer = ask(api, body, output).await?;
+async fn finish(api: &Api, body: JobBody, interrupts: &mut Interrupts, output: &Output) -> Result<(), CliError> {
+    let answer = ask(api, body, interrupts, output).await?;
     if output.is_json() {
         return output.value(&answer, |_| String::new());
     }
@@ -184,18 +193,23 @@ pub(super) struct ChatArgs {
     generation: GenerationArgs,
 }
 
-pub(super) async fn chat(api: &Api, args: ChatArgs, output: &Output) -> Result<(), CliError> {
-    let model = find_model(api, &args.model, output).await?;
+pub(super) async fn chat(
+    api: &Api,
+    args: ChatArgs,
+    interrupts: &mut Interrupts,
+    output: &Output,
+) -> Result<(), CliError> {
+    let model = interrupts.unless(find_model(api, &args.model, output)).await?;
     let mut messages: Vec<Message> =
         args.system.iter().map(|text| Message { role: Role::System, content: text.clone() }).collect();
     output.note("Ctrl-D ends the conversation, Ctrl-C an answer.");
-    while let Some(line) = read_line().await? {
+    while let Some(line) = interrupts.unless(off_the_runtime("read a line", read_line)).await? {
         if line.trim().is_empty() {
             continue;
         }
         messages.push(Message { role: Role::User, content: line });
         let asked = body(model.clone(), Input::Chat(messages.clone()), &args.generation);
-        match ask(api, asked, output).await {
+        match ask(api, asked, interrupts, output).await {
             Ok(answer) => {
                 if output.is_json() {
                     output.value(&answer, |_| String::new())?;
@@ -205,7 +219,7 @@ pub(super) async fn chat(api: &Api, args: ChatArgs, output: &Output) -> Result<(
                 messages.push(Message { role: Role::Assistant, content: answer.text });
             }
             // The question is taken back: it may be asked again.
-            Err(CliError::Interrupted) => {
+            Err(CliError::Interrupted | CliError::Cancelled) => {
                 messages.pop();
                 output.write("\n")?;
             }
@@ -216,25 +230,32 @@ pub(super) async fn chat(api: &Api, args: ChatArgs, output: &Output) -> Result<(
 }
 
 /// One line from a person, or from a pipe; none at the end.
-async fn read_line() -> Result<Option<String>, CliError> {
+fn read_line() -> Result<Option<String>, CliError> {
     let failed = |message: String| CliError::Failed { doing: "read a line".to_owned(), message };
-    let read = tokio::task::spawn_blocking(|| {
-        if !std::io::stdin().is_terminal() {
-            let mut line = String::new();
-            return match std::io::stdin().read_line(&mut line) {
-                Ok(0) => Ok(None),
-                Ok(_) => Ok(Some(line)),
-                Err(error) => Err(error.to_string()),
-            };
-        }
-        let mut editor = rustyline::DefaultEditor::new().map_err(|error| error.to_string())?;
-        match editor.readline("> ") {
-            Ok(line) => Ok(Some(line)),
-            Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
-            Err(error) => Err(error.to_string()),
-        }
-    });
-    read.await.map_err(|error| failed(error.to_string()))?.map_err(failed)
+    if !std::io::stdin().is_terminal() {
+        let mut line = String::new();
+        return match std::io::stdin().read_line(&mut line) {
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(line)),
+            Err(error) => Err(failed(error.to_string())),
+        };
+    }
+    let mut editor = rustyline::DefaultEditor::new().map_err(|error| failed(error.to_string()))?;
+    match editor.readline("> ") {
+        Ok(line) => Ok(Some(line)),
+        Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
+        Err(error) => Err(failed(error.to_string())),
+    }
+}
+
+/// What `read` gives, from a thread of its own: a pipe may stay silent for as long as it likes.
+async fn off_the_runtime<T: Send + 'static>(
+    doing: &str,
+    read: impl FnOnce() -> Result<T, CliError> + Send + 'static,
+) -> Result<T, CliError> {
+    let broke =
+        |error: tokio::task::JoinError| CliError::Failed { doing: doing.to_owned(), message: error.to_string() };
+    tokio::task::spawn_blocking(read).await.map_err(broke)?
 }
 
 pub(super) async fn list(api: &Api, output: &Output) -> Result<(), CliError> {

@@ -1,6 +1,9 @@
 //! What a command prints: a table or a line for people, or one JSON value for programs.
+//!
+//! Peers name their devices and word their errors, so that control characters are taken out of what a terminal gets to
+//! see of them.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 
 use accel_protocol::ErrorCode;
 use comfy_table::{ContentArrangement, Table, presets};
@@ -41,24 +44,31 @@ impl Output {
     /// Writes text as it stands, at once.
     pub(super) fn write(&self, text: &str) -> Result<(), CliError> {
         let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| failed(&error))
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| match error.kind() {
+            ErrorKind::BrokenPipe => CliError::Closed,
+            _ => failed(&error),
+        })
     }
 
     /// A line for people beside the data; programs and files do not get it.
     pub(super) fn note(&self, text: &str) {
         if !self.json && std::io::stderr().is_terminal() {
-            eprintln!("{text}");
+            tell(text);
         }
     }
 
     /// Shows why the command failed.
     pub(super) fn error(&self, code: ErrorCode, error: &CliError) {
+        // Whoever read the output has gone and wants to hear no more.
+        if matches!(error, CliError::Closed) {
+            return;
+        }
         if self.json {
             let value = serde_json::json!({ "error": { "code": code, "message": error.to_string() } });
             // With standard output closed there is nobody left to tell.
             let _closed = self.write(&format!("{value}\n"));
         } else {
-            eprintln!("error: {error}");
+            tell(&format!("error: {}", printable(&error.to_string())));
         }
     }
 
@@ -107,14 +117,26 @@ fn failed(error: &dyn std::fmt::Display) -> CliError {
     CliError::Failed { doing: "write to standard output".to_owned(), message: error.to_string() }
 }
 
+/// A line on standard error. Where that is closed there is nobody left to tell.
+fn tell(line: &str) {
+    let _closed = writeln!(std::io::stderr(), "{line}");
+}
+
+/// The text without what would steer a terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 /// A plain table under `head`.
 pub(super) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(head);
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| printable(cell)));
     }
-    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    // Each cell is padded on both sides; a line begins and ends with text.
+    let plain = |line: String| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned();
+    let lines: Vec<String> = table.lines().map(plain).collect();
     lines.join("\n")
 }
 
