@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use accel_protocol::{ErrorCode, EventRecord, Generation, Input, JobError, JobId, JobStatus, ModelRef, Task};
 use bytes::{Buf, BytesMut};
@@ -18,6 +19,8 @@ use serde::{Deserialize, Serialize};
 pub const PREFIX: &str = "/accel/v1";
 /// Name of the file, in the data directory, that says how to reach the daemon.
 pub const ACCESS_FILE: &str = "api.json";
+/// A daemon that says nothing for so long does not run.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// Bytes of one line of an answer.
 const LINE_BYTES: usize = 16 << 20;
 
@@ -298,9 +301,9 @@ impl Api {
         let access: Access = serde_json::from_str(&text).map_err(|_| none())?;
         let api = Self::new(access);
         // A daemon that was killed leaves its file behind.
-        match api.node().await {
-            Ok(_) => Ok(api),
-            Err(_) => Err(none()),
+        match tokio::time::timeout(ANSWERS_WITHIN, api.node()).await {
+            Ok(Ok(_)) => Ok(api),
+            Ok(Err(_)) | Err(_) => Err(none()),
         }
     }
 
@@ -426,13 +429,14 @@ impl Api {
         finish(self.access.address, response, progress).await
     }
 
-    /// Submits a job; its events follow.
+    /// Submits a job; its events follow, also when the connection breaks in between.
     ///
     /// # Errors
     /// As all calls.
-    pub async fn submit(&self, body: &JobBody) -> Result<BoxStream<'static, Result<EventRecord, ApiError>>, ApiError> {
-        let response = self.send(Method::POST, "/jobs", Some(body)).await?;
-        Ok(lines(self.access.address, response))
+    pub async fn submit(&self, body: &JobBody) -> Result<EventStream, ApiError> {
+        let id = body.id.unwrap_or_else(|| JobId(rand::random()));
+        let response = self.send(Method::POST, "/jobs", Some(&JobBody { id: Some(id), ..body.clone() })).await?;
+        Ok(self.resuming(id, 0, response))
     }
 
     /// Jobs under way, and those that ended a short while ago.
@@ -451,17 +455,46 @@ impl Api {
         self.get(&format!("/jobs/{id}")).await
     }
 
-    /// The events of a job, from number `from` on.
+    /// The events of a job, from number `from` on, also when the connection breaks in between.
     ///
     /// # Errors
     /// As all calls.
-    pub async fn events(
-        &self,
-        id: JobId,
-        from: u64,
-    ) -> Result<BoxStream<'static, Result<EventRecord, ApiError>>, ApiError> {
-        let response = self.send(Method::GET, &format!("/jobs/{id}/events?from={from}"), None::<&()>).await?;
-        Ok(lines(self.access.address, response))
+    pub async fn events(&self, id: JobId, from: u64) -> Result<EventStream, ApiError> {
+        Ok(self.resuming(id, from, self.open_events(id, from).await?))
+    }
+
+    async fn open_events(&self, id: JobId, from: u64) -> Result<reqwest::Response, ApiError> {
+        self.send(Method::GET, &format!("/jobs/{id}/events?from={from}"), None::<&()>).await
+    }
+
+    /// The events that `response` brings. One that ends or breaks before the job's last event is asked for again, from
+    /// the next event on; when that brings nothing either, the stream ends as it did.
+    fn resuming(&self, id: JobId, from: u64, response: reqwest::Response) -> EventStream {
+        let address = self.access.address;
+        let reading =
+            Reading { api: self.clone(), events: lines(address, response), next: from, fresh: false, ended: false };
+        futures::stream::try_unfold(reading, move |mut reading| async move {
+            loop {
+                if reading.ended {
+                    return Ok(None);
+                }
+                match reading.events.next().await {
+                    Some(Ok(record)) => {
+                        reading.next = record.number + 1;
+                        reading.fresh = false;
+                        reading.ended = record.event.is_last();
+                        return Ok(Some((record, reading)));
+                    }
+                    Some(Err(error)) if reading.fresh => return Err(error),
+                    None if reading.fresh => return Ok(None),
+                    Some(Err(_)) | None => {
+                        reading.events = lines(address, reading.api.open_events(id, reading.next).await?);
+                        reading.fresh = true;
+                    }
+                }
+            }
+        })
+        .boxed()
     }
 
     /// Cancels a job.
@@ -471,6 +504,19 @@ impl Api {
     pub async fn cancel(&self, id: JobId) -> Result<JobStatus, ApiError> {
         self.call(Method::DELETE, &format!("/jobs/{id}"), None::<&()>).await
     }
+}
+
+/// The events of a job as they come.
+pub type EventStream = BoxStream<'static, Result<EventRecord, ApiError>>;
+
+/// How far a job's events have been read.
+struct Reading {
+    api: Api,
+    events: EventStream,
+    next: u64,
+    /// Whether the stream was just opened again and has brought nothing yet.
+    fresh: bool,
+    ended: bool,
 }
 
 async fn finish<R: DeserializeOwned + Send + 'static>(
