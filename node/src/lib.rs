@@ -19,6 +19,7 @@ pub mod process;
 pub mod scheduler;
 pub mod serve;
 pub mod store;
+pub mod streams;
 pub mod swarm;
 
 /// What this program calls itself to peers.

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use accel_protocol::limits::{ADVERT_ADDRESSES, ADVERT_LIFE_MS, ADVERT_MODELS};
-use accel_protocol::{Advert, ModelRef};
+use accel_protocol::limits::{ADVERT_ADDRESSES, ADVERT_BYTES, ADVERT_LIFE_MS, ADVERT_MODELS};
+use accel_protocol::{Advert, ModelRef, frame};
 use libp2p::PeerId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -82,7 +82,9 @@ impl Peers {
     pub fn hear(&self, peer: PeerId, advert: Advert) {
         let now = unix_ms();
         let live = advert.expires_unix_ms > now && advert.expires_unix_ms <= now.saturating_add(2 * ADVERT_LIFE_MS);
-        if !live || advert.models.len() > ADVERT_MODELS || advert.addresses.len() > ADVERT_ADDRESSES {
+        // An answer to a question may be as large as a frame; what is kept of each peer may not.
+        let small = frame::encode(&advert).is_ok_and(|bytes| bytes.len() <= ADVERT_BYTES);
+        if !live || !small || advert.models.len() > ADVERT_MODELS || advert.addresses.len() > ADVERT_ADDRESSES {
             tracing::debug!(%peer, "an advert that is expired or over its bounds was dropped");
             return;
         }

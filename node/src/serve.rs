@@ -3,8 +3,7 @@
 //! A peer sees only its own jobs. Everything it sends is bounded before it is read, and a peer that reads slowly or not
 //! at all costs one stream, never the node.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use accel_protocol::limits::{INLINE_RESULT_BYTES, STREAMS_PER_PEER};
@@ -22,10 +21,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::advert::Advertiser;
 use crate::jobs::{Jobs, Owner};
+use crate::streams::OpenStreams;
 use crate::swarm::{FrameStream, SwarmError};
 
 /// Requests worked on at once.
 const REQUESTS: usize = 64;
+/// Output streams of all peers together.
+const OUTPUT_STREAMS: usize = 256;
 /// An opened stream must name its job within this time.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
 /// A peer that takes nothing for so long loses the stream; it may open another and resume.
@@ -45,7 +47,7 @@ pub async fn run(advertiser: Advertiser, stop: CancellationToken) -> Result<(), 
     let mut requests = ipfs.requests_subscribe(StreamProtocol::new(JOBS_PROTOCOL)).await.map_err(protocol)?;
     let mut streams = ipfs.new_stream(OUTPUT_PROTOCOL).await.map_err(protocol)?;
     let at_once = Arc::new(Semaphore::new(REQUESTS));
-    let open = OpenStreams::default();
+    let open = OpenStreams::new(OUTPUT_STREAMS, STREAMS_PER_PEER);
     let at_work = TaskTracker::new();
     loop {
         tokio::select! {
@@ -70,7 +72,7 @@ pub async fn run(advertiser: Advertiser, stop: CancellationToken) -> Result<(), 
             }
             Some((peer, stream)) = streams.next() => {
                 let Some(place) = open.enter(peer) else {
-                    tracing::debug!(%peer, "holds too many streams; one more was dropped");
+                    tracing::debug!(%peer, "too many output streams are open; one more was dropped");
                     continue;
                 };
                 let jobs = advertiser.scheduler.jobs().clone();
@@ -177,40 +179,4 @@ async fn send_failure(stream: &mut FrameStream, number: u64, code: ErrorCode, me
     stream.send(&EventRecord { number, event }).await?;
     stream.close().await;
     Ok(())
-}
-
-/// How many streams each peer holds open.
-#[derive(Clone, Debug, Default)]
-struct OpenStreams {
-    counts: Arc<Mutex<HashMap<PeerId, usize>>>,
-}
-
-impl OpenStreams {
-    fn enter(&self, peer: PeerId) -> Option<OpenStream> {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(peer).or_default();
-        if *count >= STREAMS_PER_PEER {
-            return None;
-        }
-        *count += 1;
-        Some(OpenStream { open: self.clone(), peer })
-    }
-}
-
-/// One stream's place in the count; gives it back when dropped.
-struct OpenStream {
-    open: OpenStreams,
-    peer: PeerId,
-}
-
-impl Drop for OpenStream {
-    fn drop(&mut self) {
-        let mut counts = self.open.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.peer);
-            }
-        }
-    }
 }

@@ -6,19 +6,18 @@
 //! answers in that order with a length (32 bits, big-endian) and the block, or with `ABSENT`. Blocks are not
 //! verified here: the asker must do that anyhow.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use cid::Cid;
 use futures::io::{AsyncReadExt, AsyncWriteExt};
 use futures::stream::{self, Stream, StreamExt};
 use rust_ipfs::{Ipfs, StreamProtocol};
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::blocks::{Blocks, MAX_BLOCK_BYTES};
 use super::dag;
 use super::error::StoreError;
+use crate::streams::OpenStreams;
 
 /// The protocol's name.
 pub(super) const PROTOCOL: StreamProtocol = StreamProtocol::new("/accel/blocks/1");
@@ -29,10 +28,14 @@ pub(super) const MAX_CID_BYTES: usize = 64;
 
 /// Streams served at once; more are refused, and their askers use bitswap or another peer.
 const MAX_STREAMS: usize = 64;
+/// Streams served at once to one peer: a node opens one for each model that it fetches.
+const MAX_STREAMS_PER_PEER: usize = 8;
 /// Blocks read ahead of the network for one stream.
 const READ_AHEAD: usize = 3;
 /// A stream on which nobody asks is closed.
 const IDLE: Duration = Duration::from_secs(120);
+/// A CID that has begun must be whole within this time.
+const HALF_A_WANT: Duration = Duration::from_secs(10);
 /// A peer that takes no bytes is let go.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -55,12 +58,12 @@ impl Serving {
             found: error.to_string(),
         })?;
         let task = tokio::spawn(async move {
-            let places = Arc::new(Semaphore::new(MAX_STREAMS));
+            let places = OpenStreams::new(MAX_STREAMS, MAX_STREAMS_PER_PEER);
             let mut streams = tokio::task::JoinSet::new();
             while let Some((peer, stream)) = incoming.next().await {
                 while streams.try_join_next().is_some() {}
-                let Ok(place) = places.clone().try_acquire_owned() else {
-                    tracing::debug!(%peer, "refused a block stream: {MAX_STREAMS} are open");
+                let Some(place) = places.enter(peer) else {
+                    tracing::debug!(%peer, "too many block streams are open; one more was refused");
                     continue;
                 };
                 let blocks = blocks.clone();
@@ -119,7 +122,7 @@ fn wants<R: futures::AsyncRead + Unpin>(reader: R) -> impl Stream<Item = std::io
             return Err(std::io::Error::other(format!("a CID of {length} bytes; {MAX_CID_BYTES} at most")));
         }
         let mut bytes = [0; MAX_CID_BYTES];
-        reader.read_exact(&mut bytes[..length]).await?;
+        tokio::time::timeout(HALF_A_WANT, reader.read_exact(&mut bytes[..length])).await??;
         let cid = Cid::try_from(&bytes[..length]).map_err(std::io::Error::other)?;
         let cid = dag::canonical(&cid).map_err(std::io::Error::other)?;
         Ok(Some((cid, reader)))
