@@ -36,27 +36,43 @@ impl Store {
         let cid = dag::canonical(cid)?;
         blocking(move || {
             let mut roots = store.roots();
-            if !roots.remove(&cid)? {
+            let mut freed = Freed::default();
+            let removed = match roots.remove(&cid) {
+                // A full disk has no room for the new list of roots either, so the blocks go first. Should the power
+                // fail in between, the model is still listed, as incomplete, and can be removed again.
+                Err(StoreError::DiskFull { .. }) => {
+                    freed = store.free_own(&roots, &cid)?;
+                    roots.remove(&cid)?
+                }
+                removed => removed?,
+            };
+            if !removed {
                 return Err(StoreError::NotPinned { cid });
             }
             store.inner.changed.notify_waiters();
-            store.free_under(&cid, &roots)
+            let rest = store.free_own(&roots, &cid)?;
+            Ok(Freed { blocks: freed.blocks + rest.blocks, bytes: freed.bytes + rest.bytes })
         })
         .await
     }
 
-    /// Frees the blocks under a root that was never pinned, but for those that are needed otherwise.
-    pub(super) async fn free_unpinned(&self, cid: Cid) -> Result<Freed, StoreError> {
+    /// Frees the blocks under `cid` that nothing needs, if it is not pinned.
+    pub(super) async fn free_unpinned(&self, cid: Cid) -> Result<(), StoreError> {
         let store = self.clone();
         blocking(move || {
             let roots = store.roots();
-            store.free_under(&cid, &roots)
+            if roots.get(&cid).is_none() {
+                store.free_own(&roots, &cid)?;
+            }
+            Ok(())
         })
         .await
     }
 
-    fn free_under(&self, cid: &Cid, roots: &Roots) -> Result<Freed, StoreError> {
-        let marked = self.mark(roots)?;
+    /// Frees the blocks under `cid` that no other root holds.
+    fn free_own(&self, roots: &Roots, cid: &Cid) -> Result<Freed, StoreError> {
+        let others = roots.list().iter().map(|root| &root.cid).filter(|root| *root != cid);
+        let marked = self.mark(others)?;
         match tree::walk(self.blocks(), cid, Absent::Note) {
             Ok(tree) if tree.missing.is_empty() => {
                 let own: HashSet<Cid> = tree.blocks().filter(|block| !marked.contains(*block)).copied().collect();
@@ -76,16 +92,16 @@ impl Store {
         let store = self.clone();
         blocking(move || {
             let roots = store.roots();
-            let marked = store.mark(&roots)?;
+            let marked = store.mark(roots.list().iter().map(|root| &root.cid))?;
             store.sweep(&marked)
         })
         .await
     }
 
-    fn mark(&self, roots: &Roots) -> Result<HashSet<Cid>, StoreError> {
+    fn mark<'a>(&self, roots: impl Iterator<Item = &'a Cid>) -> Result<HashSet<Cid>, StoreError> {
         let mut marked = HashSet::new();
-        for root in roots.list() {
-            marked.extend(tree::walk(self.blocks(), &root.cid, Absent::Fail)?.blocks().copied());
+        for root in roots {
+            marked.extend(tree::walk(self.blocks(), root, Absent::Fail)?.blocks().copied());
         }
         Ok(marked)
     }

@@ -50,7 +50,9 @@ pub enum StoreError {
         needed: u64,
     },
     /// The file system has no space left.
-    #[error("{path}: the disk is full ({needed} bytes did not fit): free space, or move the store")]
+    #[error(
+        "{path}: the disk is full ({needed} bytes did not fit): free space, also by `accel-cli gc` or `accel-cli rm`, or give another --data-dir"
+    )]
     DiskFull {
         /// Where the store writes.
         path: PathBuf,
@@ -124,7 +126,7 @@ pub enum StoreError {
         entries: Vec<String>,
     },
     /// The CID is not pinned here.
-    #[error("{cid}: not among this node's models; `list` shows them")]
+    #[error("{cid}: not among this node's models; `accel-cli ls` shows them")]
     NotPinned {
         /// What was asked for.
         cid: Cid,
