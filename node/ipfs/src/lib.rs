@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -78,10 +79,14 @@ pub fn start(
     };
     let builder = builder.swarm_events(move |swarm, event| match event {
         SwarmEvent::Behaviour(BehaviourEvent::Mdns(libp2p::mdns::Event::Discovered(found))) => {
-            for (peer, address) in found {
-                let dial = DialOpts::peer_id(*peer).addresses(vec![address.clone()]).build();
+            // One dial for all addresses of a peer: any of them may lead nowhere, and a second dial is refused while
+            // the first goes on.
+            let peers: HashSet<PeerId> = found.iter().map(|(peer, _)| *peer).collect();
+            for peer in peers {
+                let addresses = found.iter().filter(|(of, _)| *of == peer).map(|(_, address)| address.clone());
+                let dial = DialOpts::peer_id(peer).addresses(addresses.collect()).build();
                 if let Err(error) = swarm.dial(dial) {
-                    tracing::debug!(%peer, %address, %error, "a peer on the local network was not dialled");
+                    tracing::debug!(%peer, %error, "a peer on the local network was not dialled");
                 }
             }
         }
