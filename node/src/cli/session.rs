@@ -74,11 +74,11 @@ impl Session {
     pub(super) async fn close(self, interrupts: &mut Interrupts, output: &Output) {
         let Some(own) = self.own else { return };
         let stop = async {
-            // Held until the daemon has gone: a command that comes meanwhile waits and brings up its own.
-            let _alone = match self.commands {
-                Some(commands) => alone(commands, output).await,
-                None => None,
-            };
+            if let Some(commands) = self.commands {
+                // Given back by the system when this process has gone, for only then is the repository free for the
+                // daemon of a command that comes meanwhile: until then that command waits.
+                std::mem::forget(alone(commands, output).await);
+            }
             own.stop().await;
         };
         tokio::select! {
