@@ -51,9 +51,11 @@ impl Stranger {
             mdns: false,
             connections: 8,
             connections_per_peer: 4,
-            request_timeout: PATIENCE,
+            requests: accel_ipfs::RequestResponseConfig::new("/stranger/1"),
+            gossip_bytes: 1 << 10,
         };
-        let ipfs = accel_ipfs::start(keypair.clone(), settings, |_| {}).await.map_err(anyhow::Error::msg)?;
+        let start = accel_ipfs::start(keypair.clone(), settings, Box::new(|_| {}));
+        let ipfs = start.await.map_err(anyhow::Error::msg)?;
         let address: Multiaddr = victim.addresses().first().context("no address")?.parse()?;
         ipfs.connect(address).await?;
         Ok(Self { keypair, ipfs, victim: victim.peer().parse()? })
