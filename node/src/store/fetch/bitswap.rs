@@ -3,7 +3,7 @@
 //! The IPFS library asks all connected peers, and the first that has a block sends it, so these bytes have no known
 //! sender. Kubo answers every message on a stream of its own, and the library reads only the newest stream of a peer: two
 //! answers at once, and one is lost without a word. So the lane finds out how many blocks it can ask for at once: it
-//! begins with few, halves the number when an answer is lost and does not go back above that, and otherwise grows. A
+//! begins with one, halves the number when an answer is lost and does not go back above that, and otherwise grows. A
 //! block counts as lost after a multiple of the usual time, not after a fixed one, since a lost answer is the rule here.
 
 use std::time::{Duration, Instant};
@@ -16,9 +16,9 @@ use tokio::sync::mpsc::Receiver;
 use super::lane::{Event, Order, Reports, check_length};
 use crate::store::blocks::{Blocks, Put};
 
-const FIRST_WINDOW: usize = 4;
-/// Bounds of the time after which a block counts as lost; the upper one is also where the lane begins.
-const SHORTEST_WAIT: Duration = Duration::from_millis(1500);
+const FIRST_WINDOW: usize = 1;
+/// Bounds of the time after which a block counts as lost; the first block is waited for until the upper one.
+const SHORTEST_WAIT: Duration = Duration::from_millis(300);
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
 /// A block is waited for this many times the usual time.
 const WAIT_FACTOR: u32 = 8;
@@ -28,17 +28,16 @@ struct Pace {
     window: usize,
     highest: usize,
     since_growth: usize,
-    usual: Duration,
+    usual: Option<Duration>,
 }
 
 impl Pace {
     fn wait(&self) -> Duration {
-        (self.usual * WAIT_FACTOR).clamp(SHORTEST_WAIT, LONGEST_WAIT)
+        self.usual.map_or(LONGEST_WAIT, |usual| (usual * WAIT_FACTOR).clamp(SHORTEST_WAIT, LONGEST_WAIT))
     }
 
     fn came(&mut self, after: Duration) {
-        // Fast down, since the start is a guess; slowly up, since waiting too long only costs a little.
-        self.usual = if after < self.usual { (self.usual + after) / 2 } else { (self.usual * 7 + after) / 8 };
+        self.usual = Some(self.usual.map_or(after, |usual| (usual * 7 + after) / 8));
         self.since_growth += 1;
         if self.since_growth >= self.window {
             self.since_growth = 0;
@@ -62,7 +61,7 @@ pub(super) async fn run(
     reports: Reports,
 ) {
     let highest = wants.max_capacity().max(1);
-    let mut pace = Pace { window: FIRST_WINDOW.min(highest), highest, since_growth: 0, usual: LONGEST_WAIT };
+    let mut pace = Pace { window: FIRST_WINDOW.min(highest), highest, since_growth: 0, usual: None };
     let mut asked: FuturesUnordered<BoxFuture<'static, (Event, Duration)>> = FuturesUnordered::new();
     reports.send(Event::Ready).await;
     loop {
