@@ -135,17 +135,16 @@ impl Store {
             blocks: scan.here.len() as u64,
             added_unix_seconds: unix_seconds(),
         };
-        let report = work.report(root, &scan);
-        let (store, root, pin, hold) = (self.clone(), report.root.clone(), work.options.pin, work.hold);
-        blocking(move || {
-            if pin {
+        work.exchange.written_back().await?;
+        if work.options.pin {
+            let (store, root, hold) = (self.clone(), root.clone(), work.hold.clone());
+            blocking(move || {
                 store.blocks().sync()?;
-                store.pin(root, hold)?;
-            }
-            Ok(())
-        })
-        .await?;
-        Ok(report)
+                store.pin(root, hold)
+            })
+            .await?;
+        }
+        Ok(work.report(root, &scan))
     }
 
     /// Fetches the blocks of some byte ranges of one file (all inner nodes, and the leaves that the ranges touch) and

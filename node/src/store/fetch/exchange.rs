@@ -38,6 +38,8 @@ const SEARCH_EVERY: Duration = Duration::from_secs(3);
 const LOOKUP_LIMIT: Duration = Duration::from_secs(10);
 /// A lane is opened this many times at most.
 const MAX_OPENINGS: u32 = 4;
+/// Bytes after which the disk is set to work on them, so that little is left to wait for at the end.
+const WRITE_BACK_BYTES: u64 = 16 << 20;
 /// Blocks with wrong bytes after which a peer is not asked again.
 const MAX_WRONG: u32 = 3;
 
@@ -62,6 +64,8 @@ pub(super) struct Exchange {
     fetched_blocks: u64,
     missing_bytes: u64,
     duplicate_blocks: u64,
+    unwritten_bytes: u64,
+    write_back: Option<JoinHandle<Result<(), StoreError>>>,
 }
 
 struct Lane {
@@ -119,6 +123,8 @@ impl Exchange {
             fetched_blocks: 0,
             missing_bytes: 0,
             duplicate_blocks: 0,
+            unwritten_bytes: 0,
+            write_back: None,
         }
     }
 
@@ -172,8 +178,31 @@ impl Exchange {
                 }
                 _ = tick.tick() => self.look_after().await?,
             }
+            if self.unwritten_bytes >= WRITE_BACK_BYTES {
+                self.write_back().await?;
+            }
         }
         Ok(got)
+    }
+
+    /// Has the disk take what came so far, unless it is still at work.
+    async fn write_back(&mut self) -> Result<(), StoreError> {
+        if self.write_back.as_ref().is_some_and(|under_way| !under_way.is_finished()) {
+            return Ok(());
+        }
+        self.written_back().await?;
+        self.unwritten_bytes = 0;
+        let blocks = self.store.blocks().clone();
+        self.write_back = Some(tokio::task::spawn_blocking(move || blocks.sync()));
+        Ok(())
+    }
+
+    /// Waits for the disk. A disk reports an error once, so none of its answers may be lost.
+    pub async fn written_back(&mut self) -> Result<(), StoreError> {
+        match self.write_back.take() {
+            Some(under_way) => under_way.await.unwrap_or(Err(StoreError::Cancelled)),
+            None => Ok(()),
+        }
     }
 
     fn progress(&self) -> FetchProgress {
@@ -236,6 +265,7 @@ impl Exchange {
                 let lane = &mut self.lanes[number];
                 lane.blocks += 1;
                 lane.bytes += bytes;
+                self.unwritten_bytes += bytes;
                 self.fetched_bytes += bytes;
                 self.fetched_blocks += 1;
                 let Some(want) = self.wanted(&cid) else {
