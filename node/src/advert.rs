@@ -98,6 +98,7 @@ impl Advertiser {
     pub async fn run(self, stop: CancellationToken) -> Result<(), AdvertError> {
         let mut heard = self.swarm.adverts().await?;
         let mut changes = self.swarm.peers().changes();
+        let (mut work, mut models) = (self.scheduler.changes(), self.store.changes());
         let mut asked: HashMap<PeerId, u32> = HashMap::new();
         let mut questions: JoinSet<()> = JoinSet::new();
         let mut timer = tokio::time::interval(INTERVAL);
@@ -105,8 +106,8 @@ impl Advertiser {
             tokio::select! {
                 () = stop.cancelled() => return self.publish().await,
                 _ = timer.tick() => self.publish().await?,
-                () = self.scheduler.changed() => self.publish().await?,
-                () = self.store.changed() => self.publish().await?,
+                Ok(()) = work.changed() => self.publish().await?,
+                Ok(()) = models.changed() => self.publish().await?,
                 Some(event) = heard.next() => self.hear(event),
                 Some(_) = questions.join_next() => {}
                 Ok(()) = changes.changed() => {

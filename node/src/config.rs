@@ -200,7 +200,10 @@ impl Default for ApiConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { format: LogFormat::Text, filter: "warn,accel_node=info,connexa=off".to_owned() }
+        Self {
+            format: LogFormat::Text,
+            filter: "warn,accel_node=info,connexa=off,rust_ipfs::p2p::addressbook=off".to_owned(),
+        }
     }
 }
 

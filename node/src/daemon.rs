@@ -21,7 +21,7 @@ use crate::identity::{self, IdentityError};
 use crate::scheduler::Scheduler;
 use crate::store::{FetchOptions, Store, StoreError, StoreOptions};
 use crate::swarm::{Swarm, SwarmError};
-use crate::{hardware, serve};
+use crate::{hardware, records, serve};
 
 /// A daemon that does not start, or broke down.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +109,8 @@ impl Daemon {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(watched("adverts", node.clone().run(stop.clone()), stop.clone()));
+        let told = records::run(node.store.clone(), swarm.peers().clone(), stop.clone());
+        tasks.spawn(watched("provider records", told, stop.clone()));
         tasks.spawn(watched("peers' requests", serve::run(node.clone(), stop.clone()), stop.clone()));
         let shared = http::Shared { node, fetch, token: access.token.clone() };
         tasks.spawn(watched("the loopback interface", http::run(shared, listener, stop.clone()), stop.clone()));

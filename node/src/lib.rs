@@ -16,6 +16,7 @@ pub mod identity;
 pub mod jobs;
 pub mod peers;
 pub mod process;
+pub mod records;
 pub mod scheduler;
 pub mod serve;
 pub mod store;

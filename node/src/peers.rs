@@ -111,6 +111,11 @@ impl Peers {
         self.table().iter().map(|(id, peer)| (*id, without_expired(peer.clone()))).collect()
     }
 
+    /// Whether a connection to anybody is open.
+    pub fn any_connected(&self) -> bool {
+        self.table().values().any(|peer| peer.connected)
+    }
+
     /// Peers whose adverts name `model`, or its root.
     pub fn holders(&self, model: &ModelRef) -> Vec<PeerId> {
         self.all()

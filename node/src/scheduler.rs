@@ -11,7 +11,7 @@ use std::time::Duration;
 use accel_protocol::limits::{BLOB_INPUT_BYTES, INLINE_INPUT_BYTES};
 use accel_protocol::{Arithmetic, ErrorCode, Input, JobError, JobEvent, JobId, JobSpec, JobState, Load, Rejection};
 use libp2p::PeerId;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::client::{self, Answered, Errand};
@@ -43,7 +43,7 @@ struct Shared {
     /// One permit for each job at work here.
     desks: Semaphore,
     draining: AtomicBool,
-    changed: Notify,
+    changed: watch::Sender<()>,
     tasks: TaskTracker,
 }
 
@@ -65,7 +65,7 @@ impl Scheduler {
                 desks: Semaphore::new(config.running),
                 config: config.clone(),
                 draining: AtomicBool::new(false),
-                changed: Notify::new(),
+                changed: watch::Sender::default(),
                 tasks: TaskTracker::new(),
             }),
         }
@@ -93,8 +93,8 @@ impl Scheduler {
     }
 
     /// Wakes when the load or the models in memory have changed.
-    pub async fn changed(&self) {
-        self.shared.changed.notified().await;
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.shared.changed.subscribe()
     }
 
     fn capacity(&self) -> usize {
@@ -153,7 +153,7 @@ impl Scheduler {
         };
         let run = way(self.clone(), job.clone());
         self.shared.tasks.spawn(finish(self.clone(), job.clone(), run));
-        self.shared.changed.notify_waiters();
+        self.shared.changed.send_replace(());
         Ok(job)
     }
 
@@ -268,7 +268,7 @@ impl Scheduler {
                 job.log.append(event);
             })
             .await?;
-        self.shared.changed.notify_waiters();
+        self.shared.changed.send_replace(());
         let continues =
             continues.then(|| Continued { peer: self.shared.swarm.id(), arithmetic: spec.arithmetic.clone() });
         // Where no peer has the arithmetic that the answer was begun with, it goes on with another, and the events say so.
@@ -285,7 +285,7 @@ impl Scheduler {
     pub async fn drain(&self) {
         let shared = &self.shared;
         shared.draining.store(true, Ordering::Relaxed);
-        shared.changed.notify_waiters();
+        shared.changed.send_replace(());
         shared.tasks.close();
         let handed_over = || JobError::new(ErrorCode::ShuttingDown, "the worker is stopping");
         for job in shared.jobs.all().iter().filter(|job| job.log.state() == JobState::Queued) {
@@ -327,7 +327,7 @@ async fn finish(scheduler: Scheduler, job: Arc<Job>, way: impl Future<Output = (
     if let Some(peer) = job.peer().filter(|_| job.log.state() != JobState::Done) {
         client::release(&scheduler.shared.swarm, peer, job.spec.id).await;
     }
-    scheduler.shared.changed.notify_waiters();
+    scheduler.shared.changed.send_replace(());
 }
 
 fn refusal(code: ErrorCode, message: &str, retry_after_ms: Option<u64>) -> Rejection {

@@ -31,7 +31,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use cid::Cid;
 use rust_ipfs::Ipfs;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 pub use add::{AddOptions, AddProgress, AddReport, Chunker};
 pub use collect::Freed;
@@ -68,7 +68,7 @@ struct Inner {
     blocks: Blocks,
     roots: Mutex<Roots>,
     /// Wakes those who tell others what is here.
-    changed: Notify,
+    changed: watch::Sender<()>,
     _serving: serve::Serving,
 }
 
@@ -98,15 +98,15 @@ impl Store {
                 ipfs,
                 blocks,
                 roots: Mutex::new(roots),
-                changed: Notify::new(),
+                changed: watch::Sender::default(),
                 _serving: serving,
             }),
         })
     }
 
-    /// Waits until a root is pinned or let go.
-    pub async fn changed(&self) {
-        self.inner.changed.notified().await;
+    /// Wakes when a root is pinned or let go.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.inner.changed.subscribe()
     }
 
     /// The pinned roots. Each was whole when it was pinned; [`Store::list`] looks again.
@@ -141,7 +141,7 @@ impl Store {
     fn pin<H>(&self, root: Root, hold: H) -> Result<(), StoreError> {
         self.roots().insert(root)?;
         drop(hold);
-        self.inner.changed.notify_waiters();
+        self.inner.changed.send_replace(());
         Ok(())
     }
 }

@@ -8,7 +8,6 @@ use accel_protocol::frame::{self, FrameError, PREFIX_BYTES};
 use accel_protocol::limits::{ADVERT_BYTES, FRAME_BYTES, STREAMS_PER_PEER};
 use accel_protocol::message::{ADVERTS_TOPIC, JOBS_PROTOCOL, OUTPUT_PROTOCOL};
 use accel_protocol::{JobRequest, JobResponse, ModelRef, OutputRequest};
-use cid::Cid;
 use futures::stream::{BoxStream, FuturesUnordered};
 use futures::{AsyncReadExt, AsyncWriteExt, Stream, StreamExt};
 use libp2p::identity::Keypair;
@@ -32,8 +31,6 @@ const UNKNOWN_ROUND_TRIP: Duration = Duration::from_millis(200);
 /// A busy machine may take so long to do anything.
 const LEAST_PATIENCE: Duration = Duration::from_millis(500);
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
-/// Time for which a caller waits until a record is stored.
-const PUBLISH_TIMEOUT: Duration = Duration::from_millis(100);
 /// Time that more providers get once there is one.
 const MORE_PROVIDERS: Duration = Duration::from_millis(300);
 /// Providers of one model that are asked.
@@ -340,18 +337,6 @@ impl Swarm {
                 tracing::debug!(%error, "a provider is left out");
                 None
             }
-        }
-    }
-
-    /// Tells the DHT that this node has the blocks under `root`. The DHT goes on by itself with peers that are slow to
-    /// take the record, or gone.
-    pub async fn provide(&self, root: Cid) {
-        match tokio::time::timeout(PUBLISH_TIMEOUT, self.ipfs.provide(root)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::debug!(%root, %error, "no provider record was stored; adverts still name the model")
-            }
-            Err(_) => tracing::debug!(%root, "the provider record is still on its way"),
         }
     }
 

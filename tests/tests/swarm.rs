@@ -5,6 +5,8 @@
 use std::time::Instant;
 
 use accel_node::api::ApiError;
+use accel_node::config::SwarmConfig;
+use accel_node::swarm::Swarm;
 use accel_protocol::{ErrorCode, FinishReason, Generation, Input, JobError, JobEvent};
 use accel_tests::cluster::{Cluster, events, eventually, import, model_file, question, text};
 use accel_tests::failover::Failover;
@@ -245,6 +247,31 @@ async fn a_fetch_does_not_wait_for_providers_that_are_gone() -> anyhow::Result<(
     // It takes three seconds to see that a peer no longer answers.
     assert!(waited.iter().all(|&seconds| seconds < 2.0), "seconds beside the transfer: {waited:?}");
     provider.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_was_here_before_the_start_is_told_of_in_the_dht() -> anyhow::Result<()> {
+    let cluster = Cluster::new()?;
+    let alone = cluster.start("provider", false, &[]).await?;
+    let note = cluster.path("note.txt");
+    std::fs::write(&note, "no model")?;
+    let model = import(&alone, note).await?;
+    alone.stop().await?;
+
+    let meeting = cluster.start("meeting", false, &[]).await?;
+    let provider = cluster.start("provider", false, &[&meeting]).await?;
+    let listen = vec!["/ip4/127.0.0.1/tcp/0".parse()?];
+    let config = SwarmConfig { listen, mdns: false, ..SwarmConfig::default() };
+    let seeker = Swarm::start(&libp2p::identity::Keypair::generate_ed25519(), &config, None).await?;
+    seeker.connect_to(&meeting.addresses()[0].parse()?).await?;
+    eventually("the provider is found", async || {
+        let found: Vec<_> = seeker.ipfs().get_providers(model.cid).await?.collect().await;
+        Ok(found.into_iter().flatten().flatten().any(|peer| peer.to_string() == provider.peer()))
+    })
+    .await?;
+    provider.stop().await?;
+    meeting.stop().await?;
     Ok(())
 }
 

@@ -87,7 +87,6 @@ pub(super) async fn add(State(shared): State<Shared>, Json(request): Json<AddReq
             let _lagging = progress.try_send(transfer);
         };
         let added = shared.node.store.add(&request.path, options, report).await?;
-        shared.node.swarm.provide(added.root.cid).await;
         Ok(Added {
             cid: added.root.cid.to_string(),
             name: added.root.name,
@@ -112,7 +111,6 @@ pub(super) async fn pull(State(shared): State<Shared>, Path(model): Path<String>
             let _lagging = progress.try_send(transfer);
         };
         let fetched = shared.node.store.fetch(&model.cid, options, report).await?;
-        shared.node.swarm.provide(model.cid).await;
         Ok(Pulled {
             cid: fetched.root.cid.to_string(),
             fetched_bytes: fetched.fetched_bytes,

@@ -147,7 +147,6 @@ impl Models {
                 elapsed_ms: Duration::from_secs_f64(report.seconds).as_millis().try_into().unwrap_or(u64::MAX),
             };
             progress.send_replace(Some(event));
-            self.shared.swarm.provide(model.cid).await;
         }
         let path = (!model.path.is_empty()).then_some(model.path.as_str());
         let files = store.open(&model.cid, path).await.map_err(JobError::from)?;

@@ -49,7 +49,7 @@ impl Store {
             if !removed {
                 return Err(StoreError::NotPinned { cid });
             }
-            store.inner.changed.notify_waiters();
+            store.inner.changed.send_replace(());
             let rest = store.free_own(&roots, &cid)?;
             Ok(Freed { blocks: freed.blocks + rest.blocks, bytes: freed.bytes + rest.bytes })
         })

@@ -32,19 +32,6 @@ impl Store {
         self.ipfs().provide(cid).await.map_err(|error| failed(error.to_string()))
     }
 
-    /// Publishes every pinned root, one after the other.
-    ///
-    /// # Errors
-    /// As `provide`; the first failure ends it.
-    pub async fn provide_roots(&self) -> Result<(), StoreError> {
-        let store = self.clone();
-        let roots = super::blocking(move || Ok(store.roots().list().to_vec())).await?;
-        for root in roots {
-            self.provide(&root.cid).await?;
-        }
-        Ok(())
-    }
-
     /// Peers that say in the DHT that they have `cid`, as many as turn up within `limit`.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ async fn a_provider_with_an_external_address_is_found_and_fetched_from() {
     let error = provider.store.provide(&cid).await.unwrap_err();
     assert!(matches!(error, StoreError::Swarm { .. }), "{error}");
     provider.ipfs.add_external_address(provider.address().await).await.unwrap();
-    provider.store.provide_roots().await.unwrap();
+    provider.store.provide(&cid).await.unwrap();
 
     let found = fetcher.store.find_providers(&cid, Duration::from_secs(10)).await.unwrap();
     assert_eq!(found, [provider.id]);
