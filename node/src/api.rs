@@ -1,19 +1,27 @@
-//! The loopback interface as both sides see it: paths, bodies, and the client that the command line uses.
+//! The loopback interface: how to reach it, what travels over it, and the client that the command line uses.
 //!
 //! What takes long answers in lines of JSON: any number of `progress`, then one `result` or one `error`. The daemon
 //! writes its address and a secret into a file that only its owner can read, so other users of the machine and pages
 //! in a browser cannot use it.
 
+mod body;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use accel_protocol::{ErrorCode, EventRecord, Generation, Input, JobError, JobId, JobStatus, ModelRef, Task};
+use accel_protocol::{ErrorCode, EventRecord, JobError, JobId, JobStatus, ModelRef};
 use bytes::{Buf, BytesMut};
 use futures::stream::{BoxStream, StreamExt};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+pub use body::{
+    AddRequest, Added, Cut, FilePart, FreedView, JobBody, Line, ModelParts, ModelView, NodeView, Pulled, TensorPart,
+    Transfer, default_deadline_ms,
+};
 
 /// Prefix of every path.
 pub const PREFIX: &str = "/accel/v1";
@@ -21,6 +29,8 @@ pub const PREFIX: &str = "/accel/v1";
 pub const ACCESS_FILE: &str = "api.json";
 /// A daemon that says nothing for so long does not run.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+/// What cannot stand for itself in a path of a URL.
+const IN_A_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'<').add(b'>').add(b'?').add(b'`');
 /// Bytes of one line of an answer.
 const LINE_BYTES: usize = 16 << 20;
 
@@ -50,204 +60,6 @@ pub struct Ready {
     pub api: SocketAddr,
     /// The secret of its loopback interface; only in JSON, for the process that started it.
     pub token: String,
-}
-
-/// One line of a long answer.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Line<P, R> {
-    /// Something happened.
-    Progress(P),
-    /// It is done.
-    Result(R),
-    /// It failed.
-    Error(JobError),
-}
-
-/// How far an import or a fetch is.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Transfer {
-    /// Bytes done.
-    pub done_bytes: u64,
-    /// Bytes in all, as far as known.
-    pub total_bytes: u64,
-    /// Peers that send.
-    pub peers: usize,
-}
-
-/// The node itself.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct NodeView {
-    /// Its id.
-    pub peer: String,
-    /// Where it listens, with its id.
-    pub addresses: Vec<String>,
-    /// The program and version.
-    pub agent: String,
-    /// The arithmetic it computes with.
-    pub arithmetic: String,
-    /// Whether it runs jobs.
-    pub serves_jobs: bool,
-    /// Jobs running and queued.
-    pub load: accel_protocol::Load,
-    /// Bytes of blocks.
-    pub used_bytes: u64,
-    /// Bytes of blocks at most.
-    pub quota_bytes: u64,
-}
-
-/// A request to import.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct AddRequest {
-    /// A file or directory on the daemon's machine; absolute.
-    pub path: PathBuf,
-    /// How to cut it.
-    pub chunker: Cut,
-    /// Release the source when all is imported.
-    pub move_source: bool,
-}
-
-/// How files are cut into blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Cut {
-    /// At tensor boundaries for weights, 1 MiB for the rest.
-    Tensor,
-    /// 1 MiB everywhere, 1024 links to a node: what Kubo's and Helia's current defaults give.
-    Fixed,
-    /// 256 KiB everywhere, 174 links to a node: what older releases of Kubo give for CIDs of version 1.
-    Fixed256k,
-}
-
-/// What an import did.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Added {
-    /// The root.
-    pub cid: String,
-    /// What it is called here.
-    pub name: String,
-    /// Bytes of its files.
-    pub bytes: u64,
-    /// Blocks that were not here before.
-    pub new_blocks: u64,
-    /// Their bytes.
-    pub new_bytes: u64,
-}
-
-/// What a fetch did.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Pulled {
-    /// The root.
-    pub cid: String,
-    /// Bytes that came from peers.
-    pub fetched_bytes: u64,
-    /// Bytes that were here already.
-    pub here_bytes: u64,
-    /// Blocks that came twice.
-    pub duplicate_blocks: u64,
-    /// Who sent how many bytes; a missing name means bitswap, which does not say.
-    pub peers: Vec<(Option<String>, u64)>,
-    /// How long it took.
-    pub seconds: f64,
-}
-
-/// A pinned model.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ModelView {
-    /// The root.
-    pub cid: String,
-    /// What it is called here.
-    pub name: String,
-    /// What it is.
-    pub kind: String,
-    /// Bytes of its files.
-    pub bytes: u64,
-    /// Whether all of it is here.
-    pub complete: bool,
-    /// Whether it is in memory.
-    pub loaded: bool,
-}
-
-/// A model and its parts.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ModelParts {
-    /// The root.
-    pub cid: String,
-    /// What it is.
-    pub kind: String,
-    /// Its files.
-    pub files: Vec<FilePart>,
-    /// Its tensors.
-    pub tensors: Vec<TensorPart>,
-}
-
-/// A file of a model.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct FilePart {
-    /// Its name.
-    pub name: String,
-    /// Its bytes.
-    pub bytes: u64,
-    /// Of those, bytes that are here.
-    pub here_bytes: u64,
-}
-
-/// A tensor of a model.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct TensorPart {
-    /// Its name.
-    pub name: String,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// Its element type.
-    pub dtype: String,
-    /// Its bytes.
-    pub bytes: u64,
-    /// Of those, bytes that are here.
-    pub here_bytes: u64,
-}
-
-/// What was freed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct FreedView {
-    /// Blocks.
-    pub blocks: u64,
-    /// Bytes.
-    pub bytes: u64,
-}
-
-/// A job as this node's own interface takes it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct JobBody {
-    /// The job's name; one is made up when missing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<JobId>,
-    /// The model.
-    pub model: ModelRef,
-    /// What to do.
-    #[serde(default = "text_generation")]
-    pub task: Task,
-    /// What to do it on.
-    pub input: Input,
-    /// How to choose tokens.
-    #[serde(default)]
-    pub generation: Generation,
-    /// Milliseconds within which the job must end.
-    #[serde(default = "default_deadline_ms")]
-    pub deadline_ms: u64,
-    /// The peer to try first; the best one when missing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub peer: Option<String>,
-}
-
-fn text_generation() -> Task {
-    Task::TextGeneration
-}
-
-/// Ten minutes.
-pub fn default_deadline_ms() -> u64 {
-    600_000
 }
 
 /// A call that failed.
@@ -314,8 +126,8 @@ impl Api {
         body: Option<&impl Serialize>,
     ) -> Result<reqwest::Response, ApiError> {
         let address = self.access.address;
-        let mut request =
-            self.http.request(method, format!("http://{address}{PREFIX}{path}")).bearer_auth(&self.access.token);
+        let url = format!("http://{address}{PREFIX}{path}");
+        let mut request = self.http.request(method, url).bearer_auth(&self.access.token);
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -392,7 +204,7 @@ impl Api {
     /// # Errors
     /// As all calls.
     pub async fn model(&self, model: &ModelRef, fetch: bool) -> Result<ModelParts, ApiError> {
-        self.get(&format!("/models/{model}?fetch={fetch}")).await
+        self.get(&format!("{}?fetch={fetch}", path_of(model))).await
     }
 
     /// Unpins a model and frees what no other holds.
@@ -400,7 +212,7 @@ impl Api {
     /// # Errors
     /// As all calls.
     pub async fn remove(&self, model: &ModelRef) -> Result<FreedView, ApiError> {
-        self.call(Method::DELETE, &format!("/models/{model}"), None::<&()>).await
+        self.call(Method::DELETE, &path_of(model), None::<&()>).await
     }
 
     /// Frees what no model holds.
@@ -425,7 +237,7 @@ impl Api {
     /// # Errors
     /// As all calls.
     pub async fn pull(&self, model: &ModelRef, progress: impl FnMut(Transfer)) -> Result<Pulled, ApiError> {
-        let response = self.send(Method::POST, &format!("/models/{model}"), None::<&()>).await?;
+        let response = self.send(Method::POST, &path_of(model), None::<&()>).await?;
         finish(self.access.address, response, progress).await
     }
 
@@ -517,6 +329,11 @@ struct Reading {
     /// Whether the stream was just opened again and has brought nothing yet.
     fresh: bool,
     ended: bool,
+}
+
+/// The path of a model, whose own path may hold what means something in a URL.
+fn path_of(model: &ModelRef) -> String {
+    format!("/models/{}", utf8_percent_encode(&model.to_string(), IN_A_PATH))
 }
 
 async fn finish<R: DeserializeOwned + Send + 'static>(

@@ -18,7 +18,7 @@ use crate::api::{ACCESS_FILE, Access, Ready};
 use crate::config::{Config, StoreConfig};
 use crate::http;
 use crate::identity::{self, IdentityError};
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Models, Scheduler};
 use crate::store::{FetchOptions, Store, StoreError, StoreOptions};
 use crate::swarm::{Swarm, SwarmError};
 use crate::{hardware, records, serve};
@@ -101,7 +101,8 @@ impl Daemon {
         };
         let fetch = fetch_options(&config.store);
         let memory = hardware::memory_bytes(&devices);
-        let scheduler = Scheduler::new(&config.jobs, memory, store.clone(), swarm.clone(), fetch.clone());
+        let models = Models::new(&config.jobs, memory, store.clone(), swarm.clone(), fetch.clone());
+        let scheduler = Scheduler::new(&config.jobs, models, store.clone(), swarm.clone());
         let node = Advertiser { swarm: swarm.clone(), store, scheduler: scheduler.clone(), devices };
 
         let local = listener.local_addr().map_err(|source| DaemonError::Api { address, source })?;

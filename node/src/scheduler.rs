@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::client::{self, Answered, Errand};
 use crate::config::JobsConfig;
 use crate::jobs::{Entered, Job, Jobs, Owner};
-use crate::store::{FetchOptions, Lent, Store};
+use crate::store::{Lent, Store};
 use crate::swarm::Swarm;
 
 pub use models::Models;
@@ -49,17 +49,11 @@ struct Shared {
 
 impl Scheduler {
     /// A scheduler with nothing to do.
-    pub fn new(
-        config: &JobsConfig,
-        machine_memory_bytes: Option<u64>,
-        store: Store,
-        swarm: Swarm,
-        fetch: FetchOptions,
-    ) -> Self {
+    pub fn new(config: &JobsConfig, models: Models, store: Store, swarm: Swarm) -> Self {
         Self {
             shared: Arc::new(Shared {
                 jobs: Jobs::default(),
-                models: Models::new(config, machine_memory_bytes, store.clone(), swarm.clone(), fetch),
+                models,
                 store,
                 swarm,
                 desks: Semaphore::new(config.running),

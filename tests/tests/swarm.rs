@@ -276,6 +276,20 @@ async fn a_model_that_was_here_before_the_start_is_told_of_in_the_dht() -> anyho
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_path_of_a_model_may_hold_any_character() -> anyhow::Result<()> {
+    let cluster = Cluster::new()?;
+    let node = cluster.start("node", false, &[]).await?;
+    let directory = cluster.directory("files")?;
+    let name = "50% of #1 `or`? ü.txt";
+    std::fs::write(directory.join(name), "no model")?;
+    let root = import(&node, directory).await?;
+    let parts = node.api().model(&format!("{root}/{name}").parse()?, false).await?;
+    assert_eq!(parts.files.iter().map(|file| file.bytes).collect::<Vec<_>>(), [8]);
+    node.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_daemon_on_the_same_data_is_refused() -> anyhow::Result<()> {
     let cluster = Cluster::new()?;
     let node = cluster.start("node", false, &[]).await?;
