@@ -105,23 +105,27 @@ impl Advertiser {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return self.publish().await,
-                _ = timer.tick() => self.publish().await?,
+                _ = timer.tick() => {
+                    self.publish().await?;
+                    self.ask_the_silent(&mut asked, &mut questions);
+                }
                 Ok(()) = work.changed() => self.publish().await?,
                 Ok(()) = models.changed() => self.publish().await?,
                 Some(event) = heard.next() => self.hear(event),
                 Some(_) = questions.join_next() => {}
-                Ok(()) = changes.changed() => {
-                    let peers = self.swarm.peers().all();
-                    asked.retain(|id, _| peers.iter().any(|(known, peer)| known == id && peer.connected));
-                    for (id, peer) in peers {
-                        let times = asked.entry(id).or_default();
-                        let wanted = peer.connected && peer.advert.is_none() && *times < ATTEMPTS;
-                        if wanted && questions.len() < QUESTIONS {
-                            *times += 1;
-                            questions.spawn(ask(self.swarm.clone(), id));
-                        }
-                    }
-                }
+                Ok(()) = changes.changed() => self.ask_the_silent(&mut asked, &mut questions),
+            }
+        }
+    }
+
+    fn ask_the_silent(&self, asked: &mut HashMap<PeerId, u32>, questions: &mut JoinSet<()>) {
+        let peers = self.swarm.peers();
+        asked.retain(|id, _| peers.is_connected(id));
+        for id in peers.silent() {
+            let times = asked.entry(id).or_default();
+            if *times < ATTEMPTS && questions.len() < QUESTIONS {
+                *times += 1;
+                questions.spawn(ask(self.swarm.clone(), id));
             }
         }
     }

@@ -43,6 +43,12 @@ pub struct Access {
     pub token: String,
 }
 
+impl std::fmt::Debug for Ready {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ready").field("peer", &self.peer).field("api", &self.api).finish_non_exhaustive()
+    }
+}
+
 impl std::fmt::Debug for Access {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Access").field("address", &self.address).finish_non_exhaustive()
@@ -50,7 +56,7 @@ impl std::fmt::Debug for Access {
 }
 
 /// What a daemon prints once it is ready, so that whoever started it knows how to reach it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Ready {
     /// Its id.
     pub peer: String,

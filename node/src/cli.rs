@@ -25,6 +25,7 @@ use crate::config::{ConfigError, Overrides};
 use crate::daemon::DaemonError;
 use crate::identity::IdentityError;
 use crate::process::ProcessError;
+use crate::store::StoreError;
 use crate::swarm::SwarmError;
 
 use daemon::Foreground;
@@ -207,20 +208,17 @@ impl CliError {
     /// The exit code that `--help` documents.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Config(_) => 2,
-            Self::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => 3,
-            Self::NoSuchModel(_) => 3,
-            Self::File { source, .. } | Self::Daemon(DaemonError::DataDir { source, .. })
-                if source.kind() == std::io::ErrorKind::StorageFull =>
-            {
-                6
-            }
             Self::Interrupted | Self::Cancelled => 130,
             // As the shell reports the many programs that SIGPIPE ends.
             Self::Closed => 141,
-            Self::Job(error) | Self::Api(ApiError::Refused(error)) => exit_code(error.code),
-            Self::Swarm(SwarmError::Unreachable { .. } | SwarmError::Silent { .. }) => 4,
-            _ => 1,
+            _ => match self.code() {
+                ErrorCode::InvalidRequest => 2,
+                ErrorCode::ModelNotFound | ErrorCode::UnknownJob => 3,
+                ErrorCode::NoWorker | ErrorCode::WorkerLost | ErrorCode::ShuttingDown => 4,
+                ErrorCode::DeadlineExceeded => 5,
+                ErrorCode::OutOfResources => 6,
+                ErrorCode::ContextLength | ErrorCode::ModelInvalid | ErrorCode::Unsupported | ErrorCode::Internal => 1,
+            },
         }
     }
 
@@ -229,27 +227,17 @@ impl CliError {
         match self {
             Self::Job(error) | Self::Api(ApiError::Refused(error)) => error.code,
             Self::Usage(_) | Self::Config(_) => ErrorCode::InvalidRequest,
-            Self::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorCode::ModelNotFound,
             Self::NoSuchModel(_) => ErrorCode::ModelNotFound,
-            Self::File { source, .. } | Self::Daemon(DaemonError::DataDir { source, .. })
-                if source.kind() == std::io::ErrorKind::StorageFull =>
-            {
+            Self::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorCode::ModelNotFound,
+            Self::Daemon(DaemonError::Store(error)) if matches!(**error, StoreError::DiskFull { .. }) => {
                 ErrorCode::OutOfResources
             }
-            Self::Swarm(SwarmError::Unreachable { .. } | SwarmError::Silent { .. }) => ErrorCode::NoWorker,
+            Self::File { source, .. }
+            | Self::Daemon(
+                DaemonError::DataDir { source, .. } | DaemonError::Identity(IdentityError::File { source, .. }),
+            ) if source.kind() == std::io::ErrorKind::StorageFull => ErrorCode::OutOfResources,
             _ => ErrorCode::Internal,
         }
-    }
-}
-
-fn exit_code(code: ErrorCode) -> u8 {
-    match code {
-        ErrorCode::InvalidRequest => 2,
-        ErrorCode::ModelNotFound | ErrorCode::UnknownJob => 3,
-        ErrorCode::NoWorker | ErrorCode::WorkerLost | ErrorCode::ShuttingDown => 4,
-        ErrorCode::DeadlineExceeded => 5,
-        ErrorCode::OutOfResources => 6,
-        ErrorCode::ContextLength | ErrorCode::ModelInvalid | ErrorCode::Unsupported | ErrorCode::Internal => 1,
     }
 }
 

@@ -183,10 +183,11 @@ impl<E: Fn() -> bool> Reader<'_, E> {
         let Errand { swarm, peer, job, stuck, elsewhere, .. } = &self.errand;
         let status = JobRequest::Status(job.spec.id);
         match swarm.request(*peer, &status, self.errand.patience()).await? {
-            // A job that has ended there has sent its last event, which is on the way.
-            JobResponse::Status(Some(status)) => {
-                let stuck = silent > *stuck && status.state != JobState::Queued;
-                if stuck && elsewhere() {
+            // A job that has ended there has sent its last event, which is on the way. A peer that is too busy to say
+            // how the job stands lives.
+            answer @ (JobResponse::Status(Some(_)) | JobResponse::Rejected(_)) => {
+                let queued = matches!(&answer, JobResponse::Status(Some(status)) if status.state == JobState::Queued);
+                if silent > *stuck && !queued && elsewhere() {
                     let words = format!("reports no progress for {} s", silent.as_secs());
                     return Err(Broken::Job(self.broke_protocol(&words)));
                 }
@@ -209,20 +210,25 @@ impl<E: Fn() -> bool> Reader<'_, E> {
                 },
             },
             JobEvent::Token { index, id, text, logprob } => {
-                if usize::try_from(index).ok() != Some(job.spec.prior.len() + answered.tokens.len()) {
+                let expected = job.spec.prior.len() + answered.tokens.len();
+                if usize::try_from(index).ok() != Some(expected) || !answered.has_begun() {
                     return Err(self.broke_protocol("sent a token out of order"));
+                }
+                if index >= job.spec.generation.max_tokens {
+                    return Err(self.broke_protocol("sent more tokens than were asked for"));
                 }
                 answered.tokens.push(id);
                 JobEvent::Token { index, id, text, logprob }
             }
             JobEvent::Failed { error } if error.code.may_move() => return Err(error),
+            // Whoever submitted a job is the only one to cancel it, and then reads no further.
+            JobEvent::Cancelled => return Err(self.broke_protocol("cancelled the job")),
+            JobEvent::Moved { .. } => return Err(self.broke_protocol("sent an event that is not its own to send")),
             event @ (JobEvent::Fetching { .. }
             | JobEvent::Fetched { .. }
             | JobEvent::Reading { .. }
             | JobEvent::Done { .. }
-            | JobEvent::Failed { .. }
-            | JobEvent::Cancelled
-            | JobEvent::Moved { .. }) => event,
+            | JobEvent::Failed { .. }) => event,
         };
         job.log.append(event);
         Ok(())

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use accel_protocol::limits::EVENTS_KEPT_MS;
-use accel_protocol::{JobError, JobEvent, JobId, JobSpec, JobState, JobStatus};
+use accel_protocol::{Input, JobError, JobEvent, JobId, JobSpec, JobState, JobStatus};
 use libp2p::PeerId;
 use tokio_util::sync::CancellationToken;
 
-pub use log::{EventLog, Lost};
+pub use log::EventLog;
 
 /// Who may read a job's events and cancel it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +65,15 @@ impl Job {
         self.cancel.cancel();
     }
 
+    /// About what it takes to remember it.
+    fn bytes(&self) -> usize {
+        let input = match &self.spec.input {
+            Input::Text(text) | Input::Blob(text) => text.len(),
+            Input::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+        };
+        input + 4 * self.spec.prior.len() + self.log.bytes()
+    }
+
     /// The job as `ps` shows it.
     pub fn status(&self) -> JobStatus {
         JobStatus {
@@ -78,8 +87,10 @@ impl Job {
     }
 }
 
-/// Jobs remembered at most, ended ones included; beyond that the ones that ended first are forgotten early.
-const REMEMBERED: usize = 4096;
+/// Jobs remembered at most, ended ones included, and about how many bytes of them; beyond that the ones that ended
+/// first are forgotten early.
+pub const REMEMBERED: usize = 4096;
+const REMEMBERED_BYTES: usize = 256 << 20;
 
 /// All jobs. Clones share one table.
 #[derive(Clone, Debug, Default)]
@@ -128,11 +139,6 @@ impl Jobs {
         self.table().get(&id).filter(|job| asker == Owner::Local || job.owner == asker).cloned()
     }
 
-    /// Forgets a job that was not accepted after all.
-    pub fn forget(&self, id: JobId) {
-        self.table().remove(&id);
-    }
-
     /// Jobs that have not ended, and those that ended a short while ago.
     pub fn all(&self) -> Vec<Arc<Job>> {
         let mut table = self.table();
@@ -140,6 +146,11 @@ impl Jobs {
         let mut all: Vec<_> = table.values().cloned().collect();
         all.sort_by_key(|job| job.accepted);
         all
+    }
+
+    /// How many jobs that have not ended belong to `owner`.
+    pub fn open_of(&self, owner: Owner) -> usize {
+        self.table().values().filter(|job| job.owner == owner && job.log.ended().is_none()).count()
     }
 
     /// How many of the jobs that this node itself runs are queued, and how many running.
@@ -158,9 +169,10 @@ impl Jobs {
 fn forget_ended(table: &mut HashMap<JobId, Arc<Job>>) {
     let kept = Duration::from_millis(EVENTS_KEPT_MS);
     table.retain(|_, job| job.log.ended().is_none_or(|ended| ended.elapsed() < kept));
-    while table.len() >= REMEMBERED {
+    let mut bytes: usize = table.values().map(|job| job.bytes()).sum();
+    while table.len() >= REMEMBERED || bytes > REMEMBERED_BYTES {
         let first = table.values().filter_map(|job| Some((job.log.ended()?, job.spec.id))).min();
-        let Some((_, id)) = first else { return };
-        table.remove(&id);
+        let Some(job) = first.and_then(|(_, id)| table.remove(&id)) else { return };
+        bytes = bytes.saturating_sub(job.bytes());
     }
 }

@@ -4,23 +4,23 @@
 
 #![forbid(unsafe_code)]
 
-pub mod advert;
+mod advert;
 pub mod api;
 pub mod cli;
-pub mod client;
+mod client;
 pub mod config;
-pub mod daemon;
-pub mod hardware;
-pub mod http;
-pub mod identity;
-pub mod jobs;
+mod daemon;
+mod hardware;
+mod http;
+mod identity;
+mod jobs;
 pub mod peers;
+mod places;
 pub mod process;
-pub mod records;
-pub mod scheduler;
-pub mod serve;
+mod records;
+mod scheduler;
+mod serve;
 pub mod store;
-pub mod streams;
 pub mod swarm;
 
 /// What this program calls itself to peers.

@@ -64,16 +64,19 @@ impl Peers {
             forget_one(&mut table);
         }
         change(table.entry(peer).or_default());
-        drop(table);
+    }
+
+    fn tell(&self) {
         self.changed.send_modify(|version| *version += 1);
     }
 
     /// A connection to `peer` opened or the last one closed.
     pub fn set_connected(&self, peer: PeerId, connected: bool) {
         self.update(peer, |known| known.connected = connected);
+        self.tell();
     }
 
-    /// A ping to `peer` came back.
+    /// A ping to `peer` came back: so often that nobody is told.
     pub fn set_round_trip(&self, peer: PeerId, round_trip: Duration) {
         self.update(peer, |known| known.round_trip = Some(round_trip));
     }
@@ -94,11 +97,13 @@ impl Peers {
                 known.advert = Some(advert);
             }
         });
+        self.tell();
     }
 
     /// `peer` did not do what its advert promised: nothing is expected of it until its next advert.
     pub fn doubt(&self, peer: PeerId) {
         self.update(peer, |known| known.advert = None);
+        self.tell();
     }
 
     /// What is known of `peer`, without an advert that has expired.
@@ -109,6 +114,17 @@ impl Peers {
     /// All that is known.
     pub fn all(&self) -> Vec<(PeerId, Peer)> {
         self.table().iter().map(|(id, peer)| (*id, without_expired(peer.clone()))).collect()
+    }
+
+    /// Peers that are connected and have not told about themselves.
+    pub fn silent(&self) -> Vec<PeerId> {
+        let table = self.table();
+        table.iter().filter(|(_, peer)| peer.connected && peer.advert.is_none()).map(|(id, _)| *id).collect()
+    }
+
+    /// Whether a connection to `peer` is open.
+    pub fn is_connected(&self, peer: &PeerId) -> bool {
+        self.table().get(peer).is_some_and(|known| known.connected)
     }
 
     /// Whether a connection to anybody is open.
@@ -144,7 +160,7 @@ impl Peers {
         view
     }
 
-    /// Wakes whenever something about a peer changes.
+    /// Wakes when a peer comes, goes, or tells about itself.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }

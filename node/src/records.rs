@@ -20,9 +20,10 @@ pub async fn run(store: Store, peers: Peers, stop: CancellationToken) -> Result<
         let pinned: HashSet<_> = store.pinned().await?.into_iter().map(|root| root.cid).collect();
         told.retain(|root| pinned.contains(root));
         let untold = pinned.difference(&told).next().copied();
+        let alone = !peers.any_connected();
         let tell = async {
             match untold {
-                Some(root) if peers.any_connected() => (root, store.provide(&root).await),
+                Some(root) if !alone => (root, store.provide(&root).await),
                 _ => std::future::pending().await,
             }
         };
@@ -36,7 +37,7 @@ pub async fn run(store: Store, peers: Peers, stop: CancellationToken) -> Result<
                 told.insert(root);
             }
             Ok(()) = models.changed() => {}
-            Ok(()) = company.changed(), if untold.is_some() && !peers.any_connected() => {}
+            Ok(()) = company.changed(), if untold.is_some() && alone => {}
         }
     }
 }

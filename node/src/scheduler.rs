@@ -11,12 +11,12 @@ use std::time::Duration;
 use accel_protocol::limits::{BLOB_INPUT_BYTES, INLINE_INPUT_BYTES};
 use accel_protocol::{Arithmetic, ErrorCode, Input, JobError, JobEvent, JobId, JobSpec, JobState, Load, Rejection};
 use libp2p::PeerId;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::client::{self, Answered, Errand};
 use crate::config::JobsConfig;
-use crate::jobs::{Entered, Job, Jobs, Owner};
+use crate::jobs::{Entered, Job, Jobs, Owner, REMEMBERED};
 use crate::store::{Lent, Store};
 use crate::swarm::Swarm;
 
@@ -130,12 +130,25 @@ impl Scheduler {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        // Submitting twice is harmless, also when there is no room for another.
+        if let Some(known) = self.shared.jobs.get(spec.id, owner).filter(|job| job.owner == owner) {
+            return Ok(known);
+        }
         if self.shared.draining.load(Ordering::Relaxed) {
             return Err(refusal(ErrorCode::ShuttingDown, "this node is stopping", None));
         }
-        let load = self.load();
-        if load.running + load.queued >= load.capacity {
-            let full = format!("all {} places for jobs are taken", load.capacity);
+        let open = self.shared.jobs.open_of(owner);
+        let (load, full) = match owner {
+            // Jobs of this node's own users may go to peers, so they need no place here.
+            Owner::Local => (self.load(), open >= REMEMBERED),
+            // One peer does not take all places.
+            Owner::Peer(_) => {
+                let load = self.load();
+                (load, load.running + load.queued >= load.capacity || open >= self.capacity().div_ceil(2))
+            }
+        };
+        if full {
+            let full = format!("the places for your jobs are taken; this node has {}", load.capacity);
             return Err(refusal(ErrorCode::OutOfResources, &full, Some(RETRY_AFTER_MS)));
         }
         let job = match self.shared.jobs.enter(spec, owner) {
@@ -170,8 +183,12 @@ impl Scheduler {
             let outcome = match place {
                 Place::Here => {
                     job.set_peer(None);
-                    let continues = answered.has_begun();
-                    self.run_here(&job, spec, None, continues).await
+                    let (continues, before) = (answered.has_begun(), job.log.tokens());
+                    match self.run_here(&job, spec, None, continues).await {
+                        // What was said here is not among what another place would go on from.
+                        Err(error) if job.log.tokens() > before => return job.fail(error),
+                        outcome => outcome,
+                    }
                 }
                 Place::Peer(peer) => {
                     job.set_peer(Some(peer));
@@ -269,9 +286,16 @@ impl Scheduler {
         if spec.arithmetic.as_ref().is_some_and(|wanted| wanted != worker.arithmetic()) {
             spec.arithmetic = None;
         }
-        worker.run(Assignment { job: job.clone(), spec, continues });
-        job.log.end().await;
-        Ok(())
+        let (refuse, refused) = oneshot::channel();
+        worker.run(Assignment { job: job.clone(), spec, continues, refuse });
+        tokio::select! {
+            () = job.log.end() => Ok(()),
+            refused = refused => match refused {
+                Ok(error) => Err(error),
+                Err(_) if job.log.ended().is_some() => Ok(()),
+                Err(_) => Err(JobError::new(ErrorCode::Internal, "the model's thread broke down")),
+            }
+        }
     }
 
     /// Takes no more jobs; those at work get `jobs.stop_grace_seconds` to finish, then go back to whoever submitted

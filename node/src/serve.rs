@@ -3,7 +3,6 @@
 //! A peer sees only its own jobs. Everything it sends is bounded before it is read, and a peer that reads slowly or not
 //! at all costs one stream, never the node.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use accel_protocol::limits::{INLINE_RESULT_BYTES, STREAMS_PER_PEER};
@@ -15,17 +14,17 @@ use bytes::Bytes;
 use futures::StreamExt;
 use libp2p::{PeerId, StreamProtocol};
 use rust_ipfs::InboundRequestId;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::advert::Advertiser;
 use crate::jobs::{Jobs, Owner};
-use crate::streams::OpenStreams;
+use crate::places::Places;
 use crate::swarm::{FrameStream, SwarmError};
 
-/// Requests worked on at once.
+/// Requests worked on at once, and of one peer.
 const REQUESTS: usize = 64;
+const REQUESTS_PER_PEER: usize = 16;
 /// Output streams of all peers together.
 const OUTPUT_STREAMS: usize = 256;
 /// An opened stream must name its job within this time.
@@ -46,8 +45,8 @@ pub async fn run(advertiser: Advertiser, stop: CancellationToken) -> Result<(), 
     let protocol = |error: rust_ipfs::Error| SwarmError::Ipfs { doing: "serve peers", message: format!("{error:#}") };
     let mut requests = ipfs.requests_subscribe(StreamProtocol::new(JOBS_PROTOCOL)).await.map_err(protocol)?;
     let mut streams = ipfs.new_stream(OUTPUT_PROTOCOL).await.map_err(protocol)?;
-    let at_once = Arc::new(Semaphore::new(REQUESTS));
-    let open = OpenStreams::new(OUTPUT_STREAMS, STREAMS_PER_PEER);
+    let at_once = Places::new(REQUESTS, REQUESTS_PER_PEER);
+    let open = Places::new(OUTPUT_STREAMS, STREAMS_PER_PEER);
     let at_work = TaskTracker::new();
     loop {
         tokio::select! {
@@ -58,7 +57,7 @@ pub async fn run(advertiser: Advertiser, stop: CancellationToken) -> Result<(), 
                 return Ok(());
             }
             Some((peer, id, bytes)) = requests.next() => {
-                let Ok(permit) = at_once.clone().try_acquire_owned() else {
+                let Some(place) = at_once.enter(peer) else {
                     let busy = rejected(ErrorCode::OutOfResources, "too many requests at once", Some(1_000));
                     respond(&advertiser, peer, id, &busy).await;
                     continue;
@@ -67,7 +66,7 @@ pub async fn run(advertiser: Advertiser, stop: CancellationToken) -> Result<(), 
                 at_work.spawn(async move {
                     let response = answer(&advertiser, peer, &bytes).await;
                     respond(&advertiser, peer, id, &response).await;
-                    drop(permit);
+                    drop(place);
                 });
             }
             Some((peer, stream)) = streams.next() => {
@@ -123,12 +122,11 @@ async fn answer(advertiser: &Advertiser, peer: PeerId, bytes: &[u8]) -> JobRespo
 }
 
 async fn submit(advertiser: &Advertiser, peer: PeerId, spec: JobSpec) -> JobResponse {
-    let short = spec.generation.max_tokens <= SHORT_JOB_TOKENS;
     let job = match advertiser.scheduler.accept(peer, spec) {
         Ok(job) => job,
         Err(rejection) => return JobResponse::Rejected(rejection),
     };
-    if short {
+    if job.spec.generation.max_tokens <= SHORT_JOB_TOKENS {
         // A job that takes longer is not lost: its events are read as a stream.
         let ended = tokio::time::timeout(SHORT_JOB_WAIT, job.log.end()).await.is_ok();
         if ended

@@ -138,6 +138,22 @@ impl Store {
     }
 
     /// Pins a root, and only then lets go of the hold that kept its blocks.
+    /// Pins a root that was fetched without a pin, and whose blocks are held, by open files for example.
+    ///
+    /// # Errors
+    /// `Io` or `DiskFull`.
+    pub async fn keep(&self, root: Root) -> Result<(), StoreError> {
+        let store = self.clone();
+        blocking(move || {
+            if store.roots().get(&root.cid).is_some() {
+                return Ok(());
+            }
+            store.blocks().sync()?;
+            store.pin(root, ())
+        })
+        .await
+    }
+
     fn pin<H>(&self, root: Root, hold: H) -> Result<(), StoreError> {
         self.roots().insert(root)?;
         drop(hold);

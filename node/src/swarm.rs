@@ -1,5 +1,6 @@
 //! The one swarm of a node: the libp2p swarm that rust-ipfs owns carries blocks, adverts and jobs.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -160,7 +161,7 @@ impl Swarm {
             let wait = async {
                 while !is_up(&self.ipfs.listening_addresses().await.map_err(ipfs("list listeners"))?) {
                     if events.next().await.is_none() {
-                        break;
+                        return Err(SwarmError::Listen { address: wanted.clone() });
                     }
                 }
                 Ok::<(), SwarmError>(())
@@ -211,7 +212,8 @@ impl Swarm {
     pub async fn connect_to(&self, address: &Multiaddr) -> Result<PeerId, SwarmError> {
         let peer = address
             .iter()
-            .find_map(|part| match part {
+            .last()
+            .and_then(|part| match part {
                 Protocol::P2p(peer) => Some(peer),
                 _ => None,
             })
@@ -321,9 +323,9 @@ impl Swarm {
             }
             Err(error) => tracing::debug!(%model, %error, "providers could not be looked up"),
         }
-        providers.retain(|peer| *peer != own);
-        providers.sort();
-        providers.dedup();
+        // Those that say so themselves come first: anybody may store records in the DHT.
+        let mut seen = HashSet::new();
+        providers.retain(|peer| *peer != own && seen.insert(*peer));
         providers.truncate(PROVIDERS);
         let dials: FuturesUnordered<_> = providers.into_iter().map(|peer| self.reach(peer)).collect();
         gather(dials.filter_map(futures::future::ready), DIAL_TIMEOUT).await

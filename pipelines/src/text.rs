@@ -13,7 +13,6 @@ use accel_backends::tensor::Engine;
 use accel_models::ModelError;
 use accel_models::cache::{Row, State};
 use accel_models::family::decoder::Decoder;
-use accel_protocol::limits::{ANSWER_TOKENS, STOP_TEXT_BYTES, STOP_TEXTS, TOP_LOGPROBS};
 use accel_protocol::{
     Arithmetic, ErrorCode, FinishReason, Generation, Input, JobError, JobEvent, JobId, JobSpec, Usage,
 };
@@ -268,7 +267,7 @@ impl Pipeline for TextPipeline {
     }
 
     fn admit(&mut self, spec: &JobSpec) -> Result<Cost, JobError> {
-        check(spec)?;
+        spec.generation.validate()?;
         if self.jobs.contains_key(&spec.id) {
             return Err(JobError::new(ErrorCode::InvalidRequest, format!("the job {} is here already", spec.id)));
         }
@@ -340,30 +339,4 @@ impl Pipeline for TextPipeline {
             self.state.clear(job.slot);
         }
     }
-}
-
-/// What no job may ask, whatever the model.
-fn check(spec: &JobSpec) -> Result<(), JobError> {
-    let generation = &spec.generation;
-    let between = |value: f32, least: f32, most: f32| value >= least && value <= most;
-    let complaint = if generation.max_tokens > ANSWER_TOKENS || spec.prior.len() > ANSWER_TOKENS as usize {
-        format!("max_tokens: expected at most {ANSWER_TOKENS}, found {}", generation.max_tokens)
-    } else if !between(generation.temperature, 0.0, 100.0) {
-        format!("temperature: expected 0 to 100, found {}", generation.temperature)
-    } else if !between(generation.top_p, 0.0, 1.0) {
-        format!("top_p: expected 0 to 1, found {}", generation.top_p)
-    } else if !between(generation.min_p, 0.0, 1.0) {
-        format!("min_p: expected 0 to 1, found {}", generation.min_p)
-    } else if !between(generation.repetition_penalty, 0.01, 100.0) {
-        format!("repetition_penalty: expected 0.01 to 100, found {}", generation.repetition_penalty)
-    } else if generation.stop.len() > STOP_TEXTS {
-        format!("stop: expected at most {STOP_TEXTS} texts, found {}", generation.stop.len())
-    } else if let Some(stop) = generation.stop.iter().find(|stop| stop.is_empty() || stop.len() > STOP_TEXT_BYTES) {
-        format!("stop: expected texts of 1 to {STOP_TEXT_BYTES} bytes, found {}", stop.len())
-    } else if let Some(count) = generation.logprobs.filter(|&count| count > TOP_LOGPROBS) {
-        format!("logprobs: expected at most {TOP_LOGPROBS}, found {count}")
-    } else {
-        return Ok(());
-    };
-    Err(JobError::new(ErrorCode::InvalidRequest, complaint))
 }

@@ -26,6 +26,10 @@ pub const ARITHMETIC_BYTES: usize = 128;
 pub const STOP_TEXTS: usize = 16;
 /// Bytes of one stop text: it is compared at every token.
 pub const STOP_TEXT_BYTES: usize = 256;
+/// The highest temperature; well below it every token is as likely as any other.
+pub const TEMPERATURE: f32 = 100.0;
+/// The strongest repetition penalty, and by its inverse the strongest reward.
+pub const REPETITION_PENALTY: f32 = 100.0;
 /// Alternatives reported with each token, as OpenAI's interface allows.
 pub const TOP_LOGPROBS: u8 = 20;
 /// Turns of a conversation.

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use accel_node::config::SwarmConfig;
 use accel_node::peers::unix_ms;
-use accel_node::swarm::Swarm;
+use accel_node::swarm::{FrameStream, Swarm};
 use accel_protocol::limits::ADVERT_LIFE_MS;
 use accel_protocol::message::{JOBS_PROTOCOL, OUTPUT_PROTOCOL};
 use accel_protocol::{
-    Advert, ErrorCode, Generation, HeldModel, JobEvent, JobId, JobRequest, JobResponse, JobState, JobStatus, Load,
-    ModelRef, frame,
+    Advert, ErrorCode, EventRecord, Generation, HeldModel, JobEvent, JobId, JobRequest, JobResponse, JobState,
+    JobStatus, Load, ModelRef, OutputRequest, frame,
 };
 use accel_tests::cluster::{Cluster, events, eventually, import, model_file, question, text, tokens};
 use anyhow::Context;
@@ -74,7 +74,7 @@ async fn a_peer_that_takes_jobs_and_does_nothing_loses_them() -> anyhow::Result<
     std::fs::create_dir_all(client.join("accel"))?;
     std::fs::write(client.join("accel/node.toml"), "[jobs]\nstuck_seconds = 3\n")?;
     let client = cluster.start("client", false, &[&worker]).await?;
-    let mut idle = Idle::start(model.clone()).await?;
+    let mut idle = Idle::start(model.clone(), Vec::new()).await?;
     client.api().connect(&idle.address).await?;
 
     let mut body = question(&model, "What is the capital of France?", Generation::default());
@@ -96,13 +96,51 @@ async fn a_peer_that_takes_jobs_and_does_nothing_loses_them() -> anyhow::Result<
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_says_what_it_must_not_loses_the_job() -> anyhow::Result<()> {
+    let cluster = Cluster::new()?;
+    let worker = cluster.start("worker", true, &[]).await?;
+    let model = import(&worker, model_file()?).await?;
+    let client = cluster.start("client", false, &[&worker]).await?;
+    let begun = JobEvent::Started { prompt_tokens: 1, arithmetic: accel_pipelines::arithmetic() };
+    let token = |index| JobEvent::Token { index, id: 1, text: "wrong".to_owned(), logprob: None };
+    let moved = JobEvent::Moved { peer: "x".repeat(1000), prior_tokens: 0, exact: true };
+    let cases = [
+        vec![token(0)],
+        vec![begun.clone(), token(1)],
+        vec![begun.clone(), moved],
+        vec![begun.clone(), JobEvent::Cancelled],
+    ];
+    for says in cases {
+        let liar = Idle::start(model.clone(), says.clone()).await?;
+        client.api().connect(&liar.address).await?;
+        let mut body = question(&model, "What is the capital of France?", Generation::default());
+        body.peer = Some(liar.peer.to_string());
+        assert_eq!(text(&events(client.api(), &body).await?), "The capital of France is Paris.", "{says:?}");
+    }
+    // Nobody else to go on, and a token too many.
+    worker.stop().await?;
+    let talker = Idle::start(model.clone(), vec![begun, token(0), token(1)]).await?;
+    client.api().connect(&talker.address).await?;
+    let mut body = question(&model, "Hello", Generation { max_tokens: 1, ..Generation::default() });
+    body.peer = Some(talker.peer.to_string());
+    let ended = events(client.api(), &body).await?;
+    assert_eq!(tokens(&ended), [1]);
+    assert!(
+        matches!(ended.last(), Some(JobEvent::Failed { error }) if error.code == ErrorCode::WorkerLost),
+        "{ended:?}"
+    );
+    client.stop().await?;
+    Ok(())
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Heard {
     Submitted(JobId),
     Cancelled(JobId),
 }
 
-/// A peer that advertises a model, takes its jobs, says that they run, and does nothing.
+/// A peer that advertises a model, takes its jobs, says that they run, tells what it was made to tell, and does nothing.
 struct Idle {
     peer: PeerId,
     address: String,
@@ -111,7 +149,7 @@ struct Idle {
 }
 
 impl Idle {
-    async fn start(model: ModelRef) -> anyhow::Result<Self> {
+    async fn start(model: ModelRef, says: Vec<JobEvent>) -> anyhow::Result<Self> {
         let listen = vec!["/ip4/127.0.0.1/tcp/0".parse()?];
         let config = SwarmConfig { listen, mdns: false, ..SwarmConfig::default() };
         let swarm = Swarm::start(&libp2p::identity::Keypair::generate_ed25519(), &config, None).await?;
@@ -125,7 +163,14 @@ impl Idle {
             let mut open = Vec::new();
             loop {
                 tokio::select! {
-                    Some((_, stream)) = streams.next() => open.push(stream),
+                    Some((peer, stream)) = streams.next() => {
+                        let mut stream = FrameStream::new(peer, stream);
+                        let _asked: Option<OutputRequest> = stream.receive().await?;
+                        for (number, event) in says.iter().cloned().enumerate() {
+                            stream.send(&EventRecord { number: number as u64, event }).await?;
+                        }
+                        open.push(stream);
+                    }
                     Some((from, id, bytes)) = requests.next() => {
                         let answer = match frame::decode::<JobRequest>(&bytes)? {
                             JobRequest::Submit(spec) => {

@@ -132,6 +132,8 @@ pub struct ModelParts {
     pub files: Vec<FilePart>,
     /// Its tensors.
     pub tensors: Vec<TensorPart>,
+    /// Files whose tensors are not known, because their headers are not here.
+    pub unread: Vec<String>,
 }
 
 /// A file of a model.

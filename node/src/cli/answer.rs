@@ -1,6 +1,6 @@
 //! An answer as it comes in: shown piece by piece, and summed up at the end.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use accel_protocol::{ErrorCode, EventRecord, FinishReason, JobError, JobEvent, JobId, TokenLogprob, Usage};
 use futures::{Stream, StreamExt};
@@ -10,6 +10,9 @@ use super::CliError;
 use super::interrupts::Interrupts;
 use super::output::Output;
 use crate::api::{Api, ApiError, JobBody};
+
+/// What a daemon gets to cancel a job before the command ends without it.
+const CALL_OFF: Duration = Duration::from_secs(5);
 
 /// A whole answer, with what it took.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -76,22 +79,28 @@ pub(super) async fn ask(
     let begun = Instant::now();
     let answer = interrupts.unless(async { read(api.submit(&body).await?, begun, output).await }).await;
     if let Err(CliError::Interrupted | CliError::Closed | CliError::Failed { .. }) = &answer {
-        call_off(api, id).await?;
+        call_off(api, id, output).await;
     }
     let mut answer = answer?;
     answer.job = Some(id);
-    answer.answered_by = match api.job(id).await?.peer {
-        Some(peer) => Some(peer),
-        None => Some(api.node().await?.peer),
-    };
+    // The answer is here; who gave it is worth no error.
+    answer.answered_by = interrupts.unless(who_answered(api, id)).await.ok();
     Ok(answer)
 }
 
-async fn call_off(api: &Api, id: JobId) -> Result<(), CliError> {
-    match api.cancel(id).await {
+async fn who_answered(api: &Api, id: JobId) -> Result<String, CliError> {
+    match api.job(id).await?.peer {
+        Some(peer) => Ok(peer),
+        None => Ok(api.node().await?.peer),
+    }
+}
+
+async fn call_off(api: &Api, id: JobId, output: &Output) {
+    match tokio::time::timeout(CALL_OFF, api.cancel(id)).await {
         // The signal may have come before the submission.
-        Ok(_) | Err(ApiError::Refused(JobError { code: ErrorCode::UnknownJob, .. })) => Ok(()),
-        Err(error) => Err(error.into()),
+        Ok(Ok(_) | Err(ApiError::Refused(JobError { code: ErrorCode::UnknownJob, .. }))) => {}
+        Ok(Err(error)) => output.note(&format!("the job {id} was not cancelled: {error}")),
+        Err(_) => output.note(&format!("the job {id} was not cancelled: the daemon does not answer")),
     }
 }
 
@@ -178,5 +187,5 @@ fn take(answer: &mut Answer, clock: &mut Clock, event: JobEvent, output: &Output
 
 fn show(answer: &mut Answer, text: &str, output: &Output) -> Result<(), CliError> {
     answer.text.push_str(text);
-    if output.is_json() { Ok(()) } else { output.write(text) }
+    if output.is_json() { Ok(()) } else { output.answer(text) }
 }

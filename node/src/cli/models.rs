@@ -106,6 +106,11 @@ pub(super) async fn show(api: &Api, model: &ModelRef, tensors: bool, output: &Ou
                 ]
             });
             text.push_str(&format!("\n\n{}", table(&["TENSOR", "SHAPE", "TYPE", "BYTES", "HERE"], rows)));
+            for file in &parts.unread {
+                text.push_str(&format!(
+                    "\n{file}: its header is not here, so its tensors are not known; pull the model"
+                ));
+            }
         }
         text
     })

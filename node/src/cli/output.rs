@@ -50,6 +50,11 @@ impl Output {
         })
     }
 
+    /// A piece of a model's answer: a file gets it as it stands, a terminal without control characters.
+    pub(super) fn answer(&self, text: &str) -> Result<(), CliError> {
+        if std::io::stdout().is_terminal() { self.write(&printable(text)) } else { self.write(text) }
+    }
+
     /// A line for people beside the data; programs and files do not get it.
     pub(super) fn note(&self, text: &str) {
         if !self.json && std::io::stderr().is_terminal() {

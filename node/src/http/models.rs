@@ -54,6 +54,7 @@ pub(super) async fn show(
     let tensors = shown.tensors.into_iter();
     Ok(Json(ModelParts {
         cid: shown.cid.to_string(),
+        unread: shown.unread,
         kind: shown.kind.to_string(),
         files: files.map(|file| FilePart { name: file.name, bytes: file.bytes, here_bytes: file.here_bytes }).collect(),
         tensors: tensors
@@ -128,6 +129,10 @@ pub(super) async fn remove(
     Path(model): Path<String>,
 ) -> Result<Json<FreedView>, Refusal> {
     let model = parse(&model)?;
+    if !model.path.is_empty() {
+        let words = format!("{model}: a part cannot be removed; name the whole, {}", model.cid);
+        return Err(JobError::new(ErrorCode::InvalidRequest, words).into());
+    }
     Ok(Json(view(shared.node.store.remove(&model.cid).await?)))
 }
 

@@ -141,6 +141,11 @@ impl EventLog {
         self.events().state
     }
 
+    /// Bytes of the events that are kept.
+    pub fn bytes(&self) -> usize {
+        self.events().bytes
+    }
+
     /// Tokens of the answer so far.
     pub fn tokens(&self) -> u32 {
         self.events().tokens
@@ -160,6 +165,8 @@ fn size(event: &JobEvent) -> usize {
             }
             JobEvent::Done { text, .. } => text.len(),
             JobEvent::Failed { error } => error.message.len(),
-            _ => 0,
+            JobEvent::Moved { peer, .. } => peer.len(),
+            JobEvent::Started { arithmetic, .. } => arithmetic.0.len(),
+            JobEvent::Fetching { .. } | JobEvent::Fetched { .. } | JobEvent::Reading { .. } | JobEvent::Cancelled => 0,
         }
 }

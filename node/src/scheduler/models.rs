@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use accel_pipelines::LoadOptions;
+use accel_pipelines::{LoadOptions, Pipeline};
 use accel_protocol::{ErrorCode, JobError, JobEvent, ModelRef};
 use tokio::sync::{OnceCell, watch};
 
 use super::worker::Worker;
 use crate::config::JobsConfig;
-use crate::store::{FetchOptions, FetchProgress, Store};
+use crate::store::{FetchOptions, FetchProgress, RootKind, Store};
 use crate::swarm::Swarm;
 
 /// The models of a node. Clones share them.
@@ -45,6 +45,24 @@ impl Slot {
     /// Whether no job holds the worker or waits for it.
     fn is_idle(&self) -> bool {
         Arc::strong_count(&self.worker) == 1 && self.worker.get().is_some_and(|worker| Arc::strong_count(worker) == 1)
+    }
+}
+
+/// A job that waits for a model. The last to leave a slot without a worker takes the slot away.
+struct Waiting<'a> {
+    models: &'a Models,
+    model: &'a ModelRef,
+    slot: Slot,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut slots = self.models.slots();
+        let own = slots.get(self.model).is_some_and(|slot| Arc::ptr_eq(&slot.worker, &self.slot.worker));
+        // The table's and this one.
+        if own && !self.slot.worker.initialized() && Arc::strong_count(&self.slot.worker) == 2 {
+            slots.remove(self.model);
+        }
     }
 }
 
@@ -83,7 +101,8 @@ impl Models {
 
     /// The models in memory.
     pub fn loaded(&self) -> Vec<ModelRef> {
-        self.slots().iter().filter(|(_, slot)| slot.worker.initialized()).map(|(model, _)| model.clone()).collect()
+        let ready = |slot: &Slot| slot.worker.get().is_some_and(|worker| worker.is_alive());
+        self.slots().iter().filter(|(_, slot)| ready(slot)).map(|(model, _)| model.clone()).collect()
     }
 
     /// The worker of `model`, fetched and loaded first if need be; `progress` hears how the fetch goes.
@@ -93,30 +112,29 @@ impl Models {
     pub async fn worker(&self, model: &ModelRef, progress: impl Fn(JobEvent)) -> Result<Arc<Worker>, JobError> {
         let slot = {
             let mut slots = self.slots();
+            if slots.get(model).is_some_and(|slot| slot.worker.get().is_some_and(|worker| !worker.is_alive())) {
+                slots.remove(model);
+            }
             let slot = slots.entry(model.clone()).or_insert_with(Slot::new);
             slot.used = Instant::now();
             slot.clone()
         };
+        // Also when the job ends while it waits.
+        let slot = Waiting { models: self, model, slot };
+        let slot = &slot.slot;
         let mut heard = slot.progress.subscribe();
         let load = slot.worker.get_or_try_init(|| self.load(model, &slot.progress));
         tokio::pin!(load);
-        let result = loop {
+        loop {
             tokio::select! {
-                result = &mut load => break result.cloned(),
+                result = &mut load => return result.cloned(),
                 Ok(()) = heard.changed() => {
                     if let Some(event) = heard.borrow_and_update().clone() {
                         progress(event);
                     }
                 }
             }
-        };
-        if result.is_err() {
-            let mut slots = self.slots();
-            if slots.get(model).is_some_and(|slot| !slot.worker.initialized()) {
-                slots.remove(model);
-            }
         }
-        result
     }
 
     async fn load(
@@ -126,7 +144,9 @@ impl Models {
     ) -> Result<Arc<Worker>, JobError> {
         let store = &self.shared.store;
         let providers = self.shared.swarm.providers(model).await;
-        let options = FetchOptions { providers, ..self.shared.fetch.clone() };
+        // What peers ask for is kept only once it has proven to be a model that runs here.
+        let options = FetchOptions { providers, pin: false, ..self.shared.fetch.clone() };
+        self.check_headers(model, options.clone()).await?;
         let report = store
             .fetch(&model.cid, options, |now: &FetchProgress| {
                 let event = JobEvent::Fetching {
@@ -148,19 +168,49 @@ impl Models {
             };
             progress.send_replace(Some(event));
         }
-        let path = (!model.path.is_empty()).then_some(model.path.as_str());
-        let files = store.open(&model.cid, path).await.map_err(JobError::from)?;
-        self.make_room(files.bytes())?;
-        let options = self.shared.options;
-        let load = tokio::task::spawn_blocking(move || accel_pipelines::load(Arc::new(files), &options));
-        let pipeline = load
-            .await
-            .map_err(|error| JobError::new(ErrorCode::Internal, format!("loading the model broke off: {error}")))?
-            .map_err(JobError::from)?;
+        let pipeline = match self.load_files(model).await {
+            Ok(pipeline) => pipeline,
+            Err(error) => {
+                if let Err(error) = store.free_unpinned(model.cid).await {
+                    tracing::warn!(%model, %error, "what is no model here was not freed; garbage collection will");
+                }
+                return Err(error);
+            }
+        };
+        store.keep(report.root).await?;
         let worker = Worker::start(pipeline)
             .map_err(|error| JobError::new(ErrorCode::OutOfResources, format!("no thread for the model: {error}")))?;
         tracing::info!(%model, arithmetic = %worker.arithmetic().0, bytes = worker.memory_bytes(), "model loaded");
         Ok(Arc::new(worker))
+    }
+
+    /// Looks at the first blocks before all are fetched: whether this is a model, and one that may fit.
+    async fn check_headers(&self, model: &ModelRef, options: FetchOptions) -> Result<(), JobError> {
+        let store = &self.shared.store;
+        if store.pinned().await?.iter().any(|root| root.cid == model.cid) {
+            return Ok(());
+        }
+        let opened = store.fetch_headers(&model.cid, options).await?;
+        let (kind, bytes, budget) = (opened.kind()?, opened.bytes(), self.shared.budget_bytes);
+        if model.path.is_empty() && !matches!(kind, RootKind::Gguf | RootKind::HuggingFace) {
+            let words = format!("{model} is a {kind}; expected a GGUF file or a Hugging Face directory");
+            return Err(JobError::new(ErrorCode::ModelInvalid, words));
+        }
+        if model.path.is_empty() && bytes > budget {
+            let words = format!("the model has {bytes} bytes, and this node gives models {budget} (jobs.memory_bytes)");
+            return Err(JobError::new(ErrorCode::OutOfResources, words));
+        }
+        Ok(())
+    }
+
+    async fn load_files(&self, model: &ModelRef) -> Result<Box<dyn Pipeline>, JobError> {
+        let path = (!model.path.is_empty()).then_some(model.path.as_str());
+        let files = self.shared.store.open(&model.cid, path).await?;
+        self.make_room(files.bytes())?;
+        let options = self.shared.options;
+        let load = tokio::task::spawn_blocking(move || accel_pipelines::load(Arc::new(files), &options));
+        let broke_off = |error| JobError::new(ErrorCode::Internal, format!("loading the model broke off: {error}"));
+        Ok(load.await.map_err(broke_off)??)
     }
 
     /// Drops idle models, least recently used first, until `bytes` more fit the budget.

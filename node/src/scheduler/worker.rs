@@ -6,9 +6,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::thread::JoinHandle;
 
 use accel_pipelines::{Pipeline, StepPlan};
 use accel_protocol::{Arithmetic, ErrorCode, JobError, JobEvent, JobId, JobSpec};
+use tokio::sync::oneshot;
 
 use super::Continued;
 use crate::jobs::Job;
@@ -27,12 +29,15 @@ pub struct Assignment {
     pub spec: JobSpec,
     /// Set when the job's log holds the beginning of the answer.
     pub continues: Option<Continued>,
+    /// Takes the job back before it has begun; dropped without a word when the thread breaks down.
+    pub refuse: oneshot::Sender<JobError>,
 }
 
 /// A loaded model with its thread.
 #[derive(Debug)]
 pub struct Worker {
     commands: SyncSender<Assignment>,
+    thread: JoinHandle<()>,
     arithmetic: Arithmetic,
     memory_bytes: u64,
 }
@@ -45,17 +50,22 @@ impl Worker {
     pub fn start(pipeline: Box<dyn Pipeline>) -> std::io::Result<Self> {
         let (commands, inbox) = sync_channel(COMMANDS);
         let (arithmetic, memory_bytes) = (pipeline.arithmetic(), pipeline.memory_bytes());
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("accel-worker".to_owned())
             .spawn(move || Desk { pipeline, inbox, active: HashMap::new() }.work())?;
-        Ok(Self { commands, arithmetic, memory_bytes })
+        Ok(Self { commands, thread, arithmetic, memory_bytes })
+    }
+
+    /// Whether the thread is at work or waits for it; one that broke down takes no more jobs.
+    pub fn is_alive(&self) -> bool {
+        !self.thread.is_finished()
     }
 
     /// Hands a job to the thread; its events appear in its log.
     pub fn run(&self, assignment: Assignment) {
         let sent = self.commands.try_send(assignment);
         if let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) = sent {
-            back.job.fail(JobError::new(ErrorCode::OutOfResources, "the worker thread takes no more jobs"));
+            back.refuse(JobError::new(ErrorCode::OutOfResources, "the worker thread takes no more jobs"));
         }
     }
 
@@ -71,6 +81,14 @@ impl Worker {
 }
 
 impl Assignment {
+    /// Gives the job back, so that another place may take it.
+    fn refuse(self, error: JobError) {
+        if let Err(error) = self.refuse.send(error) {
+            // Nobody waits for it any more.
+            self.job.fail(error);
+        }
+    }
+
     /// An answer that goes on does not start again: whoever reads the log is told that it moved.
     fn continued(&self, event: JobEvent) -> JobEvent {
         match (event, &self.continues) {
@@ -119,7 +137,7 @@ impl Desk {
                 tracing::debug!(job = %assignment.spec.id, prompt_tokens = cost.prompt_tokens, "admitted");
                 self.active.insert(assignment.spec.id, assignment);
             }
-            Err(error) => assignment.job.fail(error),
+            Err(error) => assignment.refuse(error),
         }
     }
 

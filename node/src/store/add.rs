@@ -83,15 +83,13 @@ pub struct AddOptions {
     pub chunker: Chunker,
     /// Delete the source once its blocks are verified and pinned.
     pub move_source: bool,
-    /// What to call it, instead of the last part of the path.
-    pub name: Option<String>,
     /// Keep it until it is removed.
     pub pin: bool,
 }
 
 impl Default for AddOptions {
     fn default() -> Self {
-        Self { chunker: Chunker::Tensor, move_source: false, name: None, pin: true }
+        Self { chunker: Chunker::Tensor, move_source: false, pin: true }
     }
 }
 
@@ -182,7 +180,7 @@ fn import(
     };
     let top = importer.source(&source)?;
     let (so_far, hold) = (importer.so_far, importer.hold);
-    let name = options.name.or_else(|| path.file_name().map(|name| name.to_string_lossy().into_owned()));
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
     let root = Root {
         cid: top.cid,
         name: name.unwrap_or_default(),

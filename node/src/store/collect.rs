@@ -57,14 +57,20 @@ impl Store {
     }
 
     /// Frees the blocks under `cid` that nothing needs, if it is not pinned.
-    pub(super) async fn free_unpinned(&self, cid: Cid) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// As [`Store::gc`].
+    pub async fn free_unpinned(&self, cid: Cid) -> Result<(), StoreError> {
         let store = self.clone();
         blocking(move || {
             let roots = store.roots();
-            if roots.get(&cid).is_none() {
-                store.free_own(&roots, &cid)?;
+            if roots.get(&cid).is_some() {
+                return Ok(());
             }
-            Ok(())
+            let marked = store.mark(roots.list().iter().map(|root| &root.cid))?;
+            // Of what is here in part, the part that can be told goes; the rest is garbage.
+            let tree = tree::walk(store.blocks(), &cid, Absent::Note)?;
+            store.free(tree.blocks().filter(|block| !marked.contains(*block))).map(drop)
         })
         .await
     }

@@ -25,18 +25,6 @@ pub enum StoreError {
     /// Nobody who was asked has a block, within the time allowed.
     #[error("{0}")]
     NotFound(Box<NotFound>),
-    /// A fetch passed its deadline while blocks were still coming.
-    #[error(
-        "{cid}: the deadline of {deadline:.1?} passed with {missing_blocks} blocks missing; what came is kept, so fetch again to go on"
-    )]
-    Deadline {
-        /// The root that was asked for.
-        cid: Cid,
-        /// The time that was allowed.
-        deadline: Duration,
-        /// Blocks known to be missing.
-        missing_blocks: u64,
-    },
     /// The store would grow past its quota.
     #[error(
         "the store may hold {quota} bytes and holds {used}; {needed} more do not fit: remove a model, collect garbage, or raise the quota"
@@ -204,7 +192,6 @@ impl From<StoreError> for JobError {
             | StoreError::Corrupt { .. } => ErrorCode::ModelInvalid,
             StoreError::Quota { .. } | StoreError::DiskFull { .. } => ErrorCode::OutOfResources,
             StoreError::TooLarge { .. } | StoreError::Source { .. } => ErrorCode::InvalidRequest,
-            StoreError::Deadline { .. } => ErrorCode::DeadlineExceeded,
             StoreError::Cancelled => ErrorCode::ShuttingDown,
             StoreError::Io { .. } | StoreError::Roots { .. } | StoreError::Swarm { .. } => ErrorCode::Internal,
         };

@@ -33,28 +33,17 @@ use scan::{Scan, Scope};
 pub struct FetchOptions {
     /// Who is known to have it. Connected peers and the DHT are asked when these do not suffice.
     pub providers: Vec<PeerId>,
-    /// What to call it.
-    pub name: Option<String>,
     /// Blocks in flight for each peer.
     pub window: usize,
     /// Give up after this long without a block.
     pub stall: Duration,
-    /// Give up after this long in all.
-    pub deadline: Option<Duration>,
     /// Pin the root. Without, its blocks stay until garbage is collected.
     pub pin: bool,
 }
 
 impl Default for FetchOptions {
     fn default() -> Self {
-        Self {
-            providers: Vec::new(),
-            name: None,
-            window: 16,
-            stall: Duration::from_secs(15),
-            deadline: None,
-            pin: true,
-        }
+        Self { providers: Vec::new(), window: 16, stall: Duration::from_secs(15), pin: true }
     }
 }
 
@@ -109,7 +98,7 @@ impl Store {
     /// Blocks that came stay here when a fetch fails or is dropped, so the next one goes on from there.
     ///
     /// # Errors
-    /// `NotFound`, `Deadline`, `Quota`, `DiskFull`, `NotUnixFs`, `TooLarge`, `Io` or `Cancelled`.
+    /// `NotFound`, `Quota`, `DiskFull`, `NotUnixFs`, `TooLarge`, `Io` or `Cancelled`.
     pub async fn fetch(
         &self,
         cid: &Cid,
@@ -125,7 +114,7 @@ impl Store {
         };
         let root = Root {
             cid: work.root,
-            name: work.options.name.clone().or(known).unwrap_or_default(),
+            name: known.unwrap_or_default(),
             kind: blocking({
                 let opened = opened.clone();
                 move || opened.kind()

@@ -64,6 +64,14 @@ impl Store {
     /// As [`Store::fetch`], and `TooLarge` when there are more than `limit`.
     pub async fn read_bytes(&self, cid: Cid, limit: u64, providers: Vec<PeerId>) -> Result<Vec<u8>, StoreError> {
         let options = FetchOptions { providers, pin: false, ..FetchOptions::default() };
+        let bytes = self.fetch_bytes(cid, limit, options).await;
+        if let Err(error) = self.free_unpinned(cid).await {
+            tracing::warn!(%cid, %error, "a job's input was not freed; garbage collection will");
+        }
+        bytes
+    }
+
+    async fn fetch_bytes(&self, cid: Cid, limit: u64, options: FetchOptions) -> Result<Vec<u8>, StoreError> {
         // The root block says how long the file is, so a file that is too long is not fetched.
         let opened = self.fetch_headers(&cid, options.clone()).await?;
         let found = opened.bytes();
@@ -72,7 +80,7 @@ impl Store {
         }
         self.fetch(&cid, options, |_| {}).await?;
         let files = self.open(&cid, None).await?;
-        let bytes = blocking(move || {
+        blocking(move || {
             let file = files.files().first().map(|info| (info.name.clone(), info.bytes));
             let Some((name, bytes)) = file else { return Ok(Vec::new()) };
             let too_large = |_| StoreError::TooLarge { what: format!("the input {cid}"), found: bytes, limit };
@@ -81,9 +89,6 @@ impl Store {
             files.read_at(&name, 0, &mut buffer).map_err(damaged)?;
             Ok(buffer)
         })
-        .await;
-        drop(opened);
-        self.free_unpinned(cid).await?;
-        bytes
+        .await
     }
 }

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use super::blocks::{Blocks, MAX_BLOCK_BYTES};
 use super::dag;
 use super::error::StoreError;
-use crate::streams::OpenStreams;
+use crate::places::Places;
 
 /// The protocol's name.
 pub(super) const PROTOCOL: StreamProtocol = StreamProtocol::new("/accel/blocks/1");
@@ -58,7 +58,7 @@ impl Serving {
             found: error.to_string(),
         })?;
         let task = tokio::spawn(async move {
-            let places = OpenStreams::new(MAX_STREAMS, MAX_STREAMS_PER_PEER);
+            let places = Places::new(MAX_STREAMS, MAX_STREAMS_PER_PEER);
             let mut streams = tokio::task::JoinSet::new();
             while let Some((peer, stream)) = incoming.next().await {
                 while streams.try_join_next().is_some() {}

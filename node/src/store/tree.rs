@@ -15,6 +15,8 @@ use super::error::StoreError;
 const MAX_DEPTH: usize = 32;
 /// Leaves and nodes of one root: a tebibyte in blocks of 1 MiB.
 const MAX_BLOCKS: usize = 1 << 20;
+/// Inner nodes read in one walk, those that are met twice counted twice: the links of some terabytes.
+const MAX_NODE_BYTES: u64 = 256 << 20;
 
 /// A stretch of a file that lies in one block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +84,7 @@ pub(super) enum Absent {
 /// # Errors
 /// `Missing`, `Corrupt`, `NotUnixFs`, `TooLarge` or `Io`.
 pub(super) fn walk(blocks: &Blocks, root: &Cid, absent: Absent) -> Result<Tree, StoreError> {
-    let mut walker = Walker { blocks, root: *root, absent, tree: Tree::default(), visits: 0 };
+    let mut walker = Walker { blocks, root: *root, absent, tree: Tree::default(), visits: 0, read_bytes: 0 };
     let root = dag::canonical(root)?;
     match walker.node(&root)? {
         Some(Node::Directory { entries }) => {
@@ -123,6 +125,7 @@ struct Walker<'a> {
     absent: Absent,
     tree: Tree,
     visits: usize,
+    read_bytes: u64,
 }
 
 struct Start {
@@ -134,7 +137,14 @@ impl Walker<'_> {
     fn node(&mut self, cid: &Cid) -> Result<Option<Node>, StoreError> {
         self.count()?;
         match self.blocks.read(cid)? {
-            Some(block) => dag::decode(cid, &block).map(Some),
+            Some(block) => {
+                self.read_bytes += block.len() as u64;
+                if self.read_bytes > MAX_NODE_BYTES {
+                    let what = format!("{}: bytes of inner nodes", self.root);
+                    return Err(StoreError::TooLarge { what, found: self.read_bytes, limit: MAX_NODE_BYTES });
+                }
+                dag::decode(cid, &block).map(Some)
+            }
             None if self.absent == Absent::Note => {
                 self.tree.missing.push(Missing { cid: *cid, bytes: None });
                 Ok(None)

@@ -11,7 +11,7 @@ use super::{Generation, Input, JobSpec};
 use crate::error::{ErrorCode, JobError};
 use crate::limits::{
     ANSWER_TOKENS, ARITHMETIC_BYTES, BLOB_INPUT_BYTES, CHAT_MESSAGES, DEADLINE_MS_MAX, INLINE_INPUT_BYTES,
-    MODEL_PATH_BYTES, STOP_TEXT_BYTES, STOP_TEXTS, TOP_LOGPROBS,
+    MODEL_PATH_BYTES, REPETITION_PENALTY, STOP_TEXT_BYTES, STOP_TEXTS, TEMPERATURE, TOP_LOGPROBS,
 };
 
 impl JobSpec {
@@ -55,11 +55,11 @@ impl Generation {
     /// [`ErrorCode::InvalidRequest`], naming the first field that is wrong.
     pub fn validate(&self) -> Result<(), JobError> {
         within("max_tokens", self.max_tokens, 1, ANSWER_TOKENS)?;
-        within("temperature", self.temperature, 0.0, f32::MAX)?;
+        within("temperature", self.temperature, 0.0, TEMPERATURE)?;
         within("top_p", self.top_p, 0.0, 1.0)?;
         within("min_p", self.min_p, 0.0, 1.0)?;
         // Logits are divided by it.
-        within("repetition_penalty", self.repetition_penalty, f32::MIN_POSITIVE, f32::MAX)?;
+        within("repetition_penalty", self.repetition_penalty, 1.0 / REPETITION_PENALTY, REPETITION_PENALTY)?;
         if let Some(count) = self.logprobs {
             within("logprobs", count, 0, TOP_LOGPROBS)?;
         }

@@ -49,8 +49,6 @@ pub(super) struct Exchange {
     root: Cid,
     window: usize,
     stall: Duration,
-    deadline: Option<Duration>,
-    started: Instant,
     lanes: Vec<Lane>,
     peers: HashMap<PeerId, Known>,
     queue: VecDeque<Want>,
@@ -108,8 +106,6 @@ impl Exchange {
             root,
             window: options.window.clamp(1, MAX_IN_FLIGHT),
             stall: options.stall,
-            deadline: options.deadline,
-            started: Instant::now(),
             lanes: Vec::new(),
             peers,
             queue: VecDeque::new(),
@@ -397,10 +393,6 @@ impl Exchange {
 
     /// Acts on silence: closes dumb lanes, asks again, looks for more peers, gives up.
     async fn look_after(&mut self) -> Result<(), StoreError> {
-        if let Some(deadline) = self.deadline.filter(|&deadline| self.started.elapsed() > deadline) {
-            let missing_blocks = (self.queue.len() + self.asked.len()) as u64;
-            return Err(StoreError::Deadline { cid: self.root, deadline, missing_blocks });
-        }
         let silent = self.last_block.elapsed();
         if silent > self.stall {
             return Err(self.give_up().await);
