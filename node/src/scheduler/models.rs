@@ -11,7 +11,7 @@ use tokio::sync::{OnceCell, watch};
 
 use super::worker::Worker;
 use crate::config::JobsConfig;
-use crate::store::{FetchOptions, FetchProgress, RootKind, Store};
+use crate::store::{BlockFiles, FetchOptions, FetchProgress, RootKind, Store};
 use crate::swarm::Swarm;
 
 /// The models of a node. Clones share them.
@@ -146,9 +146,9 @@ impl Models {
         let providers = self.shared.swarm.providers(model).await;
         // What peers ask for is kept only once it has proven to be a model that runs here.
         let options = FetchOptions { providers, pin: false, ..self.shared.fetch.clone() };
-        self.check_headers(model, options.clone()).await?;
+        let check = |files: &BlockFiles| self.check(model, files);
         let report = store
-            .fetch(&model.cid, options, |now: &FetchProgress| {
+            .fetch_checked(&model.cid, options, check, |now: &FetchProgress| {
                 let event = JobEvent::Fetching {
                     done_bytes: now.fetched_bytes,
                     total_bytes: now.fetched_bytes + now.missing_bytes,
@@ -156,8 +156,7 @@ impl Models {
                 };
                 progress.send_replace(Some(event));
             })
-            .await
-            .map_err(JobError::from)?;
+            .await?;
         if report.fetched_bytes > 0 {
             let event = JobEvent::Fetched {
                 bytes: report.fetched_bytes,
@@ -184,19 +183,18 @@ impl Models {
         Ok(Arc::new(worker))
     }
 
-    /// Looks at the first blocks before all are fetched: whether this is a model, and one that may fit.
-    async fn check_headers(&self, model: &ModelRef, options: FetchOptions) -> Result<(), JobError> {
-        let store = &self.shared.store;
-        if store.pinned().await?.iter().any(|root| root.cid == model.cid) {
+    /// Whether files are a model, and one that may fit, by what their first blocks say.
+    fn check(&self, model: &ModelRef, files: &BlockFiles) -> Result<(), JobError> {
+        // A part of something larger is looked at when it is opened.
+        if !model.path.is_empty() {
             return Ok(());
         }
-        let opened = store.fetch_headers(&model.cid, options).await?;
-        let (kind, bytes, budget) = (opened.kind()?, opened.bytes(), self.shared.budget_bytes);
-        if model.path.is_empty() && !matches!(kind, RootKind::Gguf | RootKind::HuggingFace) {
+        let (kind, bytes, budget) = (files.kind()?, files.bytes(), self.shared.budget_bytes);
+        if !matches!(kind, RootKind::Gguf | RootKind::HuggingFace) {
             let words = format!("{model} is a {kind}; expected a GGUF file or a Hugging Face directory");
             return Err(JobError::new(ErrorCode::ModelInvalid, words));
         }
-        if model.path.is_empty() && bytes > budget {
+        if bytes > budget {
             let words = format!("the model has {bytes} bytes, and this node gives models {budget} (jobs.memory_bytes)");
             return Err(JobError::new(ErrorCode::OutOfResources, words));
         }

@@ -103,9 +103,32 @@ impl Store {
         &self,
         cid: &Cid,
         options: FetchOptions,
+        progress: impl FnMut(&FetchProgress) + Send,
+    ) -> Result<FetchReport, StoreError> {
+        self.finish(Work::new(self, cid, options)?, progress).await
+    }
+
+    /// Fetches as [`Store::fetch`] does, but looks at the first blocks before the others are asked for.
+    ///
+    /// # Errors
+    /// What `check` says of files whose headers are here; otherwise as `fetch`.
+    pub async fn fetch_checked<E: From<StoreError>>(
+        &self,
+        cid: &Cid,
+        options: FetchOptions,
+        check: impl FnOnce(&BlockFiles) -> Result<(), E> + Send,
+        progress: impl FnMut(&FetchProgress) + Send,
+    ) -> Result<FetchReport, E> {
+        let mut work = Work::new(self, cid, options)?;
+        check(&work.headers().await?)?;
+        Ok(self.finish(work, progress).await?)
+    }
+
+    async fn finish(
+        &self,
+        mut work: Work,
         mut progress: impl FnMut(&FetchProgress) + Send,
     ) -> Result<FetchReport, StoreError> {
-        let mut work = Work::new(self, cid, options)?;
         let scan = work.complete(Scope::All, &mut progress).await?;
         let opened = work.open("").await?;
         let known = {
@@ -158,25 +181,7 @@ impl Store {
     /// # Errors
     /// As `fetch`.
     pub async fn fetch_headers(&self, cid: &Cid, options: FetchOptions) -> Result<BlockFiles, StoreError> {
-        /// The header's length is in its first bytes; both formats fit the first leaf unless vocabularies are large.
-        const FIRST_BYTES: u64 = 1;
-        const STEP_BYTES: u64 = 4 << 20;
-        const MAX_HEADER_BYTES: u64 = 128 << 20;
-        let mut work = Work::new(self, cid, options)?;
-        work.complete(Scope::EveryFile { bytes: FIRST_BYTES }, &mut |_| {}).await?;
-        let mut bytes = 0;
-        loop {
-            let opened = work.open("").await?;
-            let readable = blocking({
-                let opened = opened.clone();
-                move || Ok(opened.files().iter().all(|info| super::weights::tensors(&opened, &info.name).is_ok()))
-            });
-            if readable.await? || bytes >= MAX_HEADER_BYTES || bytes >= opened.bytes() {
-                return Ok(opened);
-            }
-            bytes += STEP_BYTES;
-            work.complete(Scope::EveryFile { bytes }, &mut |_| {}).await?;
-        }
+        Work::new(self, cid, options)?.headers().await
     }
 }
 
@@ -208,6 +213,28 @@ impl Work {
             fetched: HashSet::new(),
             started: Instant::now(),
         })
+    }
+
+    /// Gets the headers of weights files.
+    async fn headers(&mut self) -> Result<BlockFiles, StoreError> {
+        /// The header's length is in its first bytes; both formats fit the first leaf unless vocabularies are large.
+        const FIRST_BYTES: u64 = 1;
+        const STEP_BYTES: u64 = 4 << 20;
+        const MAX_HEADER_BYTES: u64 = 128 << 20;
+        self.complete(Scope::EveryFile { bytes: FIRST_BYTES }, &mut |_| {}).await?;
+        let mut bytes = 0;
+        loop {
+            let opened = self.open("").await?;
+            let readable = blocking({
+                let opened = opened.clone();
+                move || Ok(opened.files().iter().all(|info| super::weights::tensors(&opened, &info.name).is_ok()))
+            });
+            if readable.await? || bytes >= MAX_HEADER_BYTES || bytes >= opened.bytes() {
+                return Ok(opened);
+            }
+            bytes += STEP_BYTES;
+            self.complete(Scope::EveryFile { bytes }, &mut |_| {}).await?;
+        }
     }
 
     /// Gets blocks until none in `scope` is missing.
