@@ -117,12 +117,23 @@ fn a_product_is_right_and_the_same_for_every_cut() {
 #[test]
 fn attention_is_right_and_the_same_for_every_cut() {
     let (tokens, past) = (150, 20);
-    for (head, window) in [(8, None), (12, Some(70)), (64, None)] {
+    let first_block = [true; 64];
+    let scattered: Vec<bool> = (0..tokens).map(|key| key % 5 == 1 || (64..128).contains(&key)).collect();
+    for (head, window, absent) in [
+        (8, None, &[][..]),
+        (12, Some(70), &[]),
+        (64, None, &[]),
+        (8, None, &first_block),
+        (12, Some(70), &scattered),
+        (64, None, &scattered),
+    ] {
         let shape = AttentionShape { heads: 4, kv_heads: 2, head, scale: 0.3, window };
         let (keys, values) = (noise(1, tokens * 2 * head), noise(2, tokens * 2 * head));
         let q = noise(3, (tokens - past) * 4 * head);
         let run = |engine: &Engine, first: usize, count: usize, kept: usize| {
-            let kept = KeysValues { keys: &keys[..kept * 2 * head], values: &values[..kept * 2 * head] };
+            let held = kept * 2 * head;
+            let kept =
+                KeysValues { keys: &keys[..held], values: &values[..held], absent: &absent[..absent.len().min(kept)] };
             let queries: Vec<_> =
                 (0..count).map(|place| QueryRow { sequence: 0, position: past + first + place }).collect();
             let q = q[first * 4 * head..(first + count) * 4 * head].to_vec();
@@ -139,10 +150,11 @@ fn attention_is_right_and_the_same_for_every_cut() {
             let score = |key: usize| -> f64 {
                 (0..head).map(|i| f64::from(q[i]) * f64::from(keys[key * 2 * head + from + i])).sum::<f64>() * 0.3
             };
-            let weights: Vec<f64> = (first..=position).map(|key| score(key).exp()).collect();
+            let seen = || (first..=position).filter(|&key| !absent.get(key).is_some_and(|&absent| absent));
+            let weights: Vec<f64> = seen().map(|key| score(key).exp()).collect();
             let value = |key: usize| f64::from(values[key * 2 * head + from + column % head]);
-            let sum: f64 = weights.iter().zip(first..).map(|(weight, key)| weight * value(key)).sum();
-            let expected = sum / weights.iter().sum::<f64>();
+            let sum: f64 = weights.iter().zip(seen()).map(|(weight, key)| weight * value(key)).sum();
+            let expected = if weights.is_empty() { 0.0 } else { sum / weights.iter().sum::<f64>() };
             assert!((f64::from(whole[place]) - expected).abs() < 1e-5, "{} {expected}", whole[place]);
         }
         for engine in &engines {

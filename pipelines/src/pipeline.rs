@@ -79,13 +79,13 @@ pub fn arithmetic() -> Arithmetic {
 /// When the files hold no model that can be run, or it needs more than `options` allow.
 pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn Pipeline>, PipelineError> {
     let index = weights::index(&*files)?;
-    let (spec, rules) = arch::describe(&*files, &index)?;
+    let model = arch::describe(&*files, &index)?.generating()?;
     if let Some(allowed_bytes) = options.memory_bytes.filter(|&allowed| allowed < index.bytes()) {
         return Err(ModelError::OutOfMemory { needed_bytes: index.bytes(), allowed_bytes }.into());
     }
     let tokenizer = Tokenizer::load(&*files, index.gguf())?;
     let engine = Engine::cpu(options.threads).map_err(PipelineError::Engine)?;
-    let loader = Loader { files: &*files, index: &index, rules, engine: &engine };
-    let decoder = Decoder::load(&loader, spec)?;
+    let loader = Loader { files: &*files, index: &index, rules: model.rules, engine: &engine };
+    let decoder = Decoder::load(&loader, model.spec)?;
     Ok(Box::new(TextPipeline::new(engine, decoder, tokenizer, index.bytes(), options)))
 }

@@ -144,7 +144,7 @@ impl TextPipeline {
                 continue;
             }
             let len = budget.min(job.tokens.len() - job.read);
-            work.push((id, Row { len, past: job.read, slot: job.slot }));
+            work.push((id, Row { len, past: job.read, slot: job.slot, horizon: job.prompt }));
         }
         work
     }

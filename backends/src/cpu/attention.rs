@@ -2,7 +2,7 @@
 //!
 //! A query goes through its keys in blocks that begin at fixed positions, carrying a running maximum and sum (online
 //! softmax, <https://arxiv.org/abs/2112.05682>). The blocks depend on positions alone, so a prompt read in pieces, or
-//! token by token, gives the same bits.
+//! token by token, gives the same bits. A position that is absent keeps its place in its block and weighs nothing.
 
 use super::Cpu;
 use super::activation::exp;
@@ -35,6 +35,14 @@ pub struct KeysValues<'a> {
     pub keys: &'a [f32],
     /// The values.
     pub values: &'a [f32],
+    /// Which positions no query sees, as a padding mask says; positions beyond its end are seen.
+    pub absent: &'a [bool],
+}
+
+impl KeysValues<'_> {
+    fn is_absent(&self, position: usize) -> bool {
+        self.absent.get(position).is_some_and(|&absent| absent)
+    }
 }
 
 /// One query: which row of `q`, whose keys, and its position.
@@ -47,7 +55,7 @@ pub struct QueryRow {
 }
 
 impl Cpu {
-    /// Attends; q, out: `[queries, heads * head]`.
+    /// Attends; q, out: `[queries, heads * head]`. A query that sees no position at all gives zeros.
     ///
     /// The caller has checked that each sequence holds the positions of its queries.
     pub fn attention(
@@ -129,7 +137,7 @@ fn one_head<L: Lanes>(
         let mut scores = [f32::NEG_INFINITY; BLOCK];
         let seen = begin.max(first)..(begin + BLOCK).min(position + 1);
         let mut block_largest = f32::NEG_INFINITY;
-        for key in seen.clone() {
+        for key in seen.clone().filter(|&key| !kept.is_absent(key)) {
             let from = key * stride + group * head;
             let score = dot::<L>(q, &kept.keys[from..from + head]) * shape.scale;
             scores[key - begin] = score;
@@ -150,10 +158,13 @@ fn one_head<L: Lanes>(
             block_total = block_total.add(unsafe { L::load(lanes.as_ptr()) });
         }
         total = total * keep + block_total.sum();
-        accumulate::<L>(sums, keep, &scores, seen, begin, |key| {
+        accumulate::<L>(sums, keep, &scores, seen.filter(|&key| !kept.is_absent(key)), begin, |key| {
             let from = key * stride + group * head;
             &kept.values[from..from + head]
         });
+    }
+    if (first..=position).all(|key| kept.is_absent(key)) {
+        return;
     }
     sums.iter_mut().for_each(|sum| *sum /= total);
 }
@@ -164,7 +175,7 @@ fn accumulate<'a, L: Lanes>(
     sums: &mut [f32],
     keep: f32,
     weights: &[f32; BLOCK],
-    seen: std::ops::Range<usize>,
+    seen: impl Iterator<Item = usize>,
     begin: usize,
     value: impl Fn(usize) -> &'a [f32],
 ) {

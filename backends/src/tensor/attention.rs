@@ -5,7 +5,8 @@ use crate::cpu::Cpu;
 use super::{AttentionShape, Engine, KeysValues, Op, QueryRow, Tensor, TensorError, apply_one, shape};
 
 impl Tensor {
-    /// Attends with `self` as queries: `[queries, heads * head]` to the same shape.
+    /// Attends with `self` as queries: `[queries, heads * head]` to the same shape. A query that sees no position at all,
+    /// because those it might see are absent, gives zeros.
     ///
     /// # Errors
     ///

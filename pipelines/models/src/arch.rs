@@ -1,14 +1,15 @@
 //! The registry of model types: each is data that turns a configuration into a specification.
 
 pub mod decoder;
+mod rope;
 
 use accel_backends::files::ModelFiles;
 use accel_backends::weights::TensorIndex;
 
 use crate::ModelError;
 use crate::config::Config;
-use crate::rules::Rules;
-use crate::spec::DecoderSpec;
+use crate::rules::{Rule, Rules};
+use crate::spec::{DecoderSpec, HeadSpec};
 
 /// A model type in one or both formats.
 #[derive(Debug)]
@@ -24,12 +25,40 @@ pub struct Arch {
 pub struct HuggingFace {
     /// The `model_type` of its configuration.
     pub model_type: &'static str,
-    /// The class of a checkpoint that can generate text.
-    pub class: &'static str,
-    /// Its configuration.
+    /// Its classes; a checkpoint that names none is of the first.
+    pub classes: &'static [Class],
+    /// Its configuration, with the head that it has as a decoder.
     pub spec: fn(&Config) -> Result<DecoderSpec, ModelError>,
-    /// Its weights.
-    pub rules: Rules,
+    /// Where its stack lies in a checkpoint of the stack alone.
+    pub stack: &'static [Rule],
+    /// Where its heads lie.
+    pub heads: &'static [Rule],
+}
+
+/// A class of checkpoints: one head on the stack of a model type.
+#[derive(Debug)]
+pub struct Class {
+    /// As `architectures` names it.
+    pub name: &'static str,
+    /// What it makes of the stack's states.
+    pub head: HeadKind,
+    /// What the names of the stack begin with.
+    pub base: &'static str,
+}
+
+/// Kinds of heads, without the sizes that configurations give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadKind {
+    /// None.
+    States,
+    /// Logits of the next token.
+    NextToken,
+    /// Logits of a sequence's labels.
+    SequenceLabels,
+    /// Logits of each token's labels.
+    TokenLabels,
+    /// Logits of the first and the last token of an answer.
+    Span,
 }
 
 /// A model type in GGUF files.
@@ -46,30 +75,77 @@ pub struct Gguf {
 /// All model types.
 pub const ALL: &[&Arch] = &[&decoder::llama::ARCH, &decoder::mistral::ARCH];
 
+/// What a model is, and where its weights lie.
+#[derive(Debug)]
+pub struct Description {
+    /// What it is made of.
+    pub spec: DecoderSpec,
+    /// Where its weights lie.
+    pub rules: Rules,
+    class: &'static str,
+    classes: &'static [Class],
+}
+
+impl Description {
+    /// The same, if it has a head for the next token.
+    ///
+    /// # Errors
+    ///
+    /// When it has not.
+    pub fn generating(self) -> Result<Self, ModelError> {
+        if let HeadSpec::NextToken { .. } = self.spec.head {
+            return Ok(self);
+        }
+        let supported = self.classes.iter().filter(|class| class.head == HeadKind::NextToken);
+        let supported = supported.map(|class| class.name).collect();
+        Err(unsupported("for text generation, the class", self.class.to_owned(), supported))
+    }
+}
+
 /// Finds out what a model is, and where its weights lie.
 ///
 /// # Errors
 ///
-/// When its type is not supported or its configuration is wrong.
-pub fn describe(files: &dyn ModelFiles, index: &TensorIndex) -> Result<(DecoderSpec, Rules), ModelError> {
+/// When its type or class is not supported, or its configuration is wrong.
+pub fn describe(files: &dyn ModelFiles, index: &TensorIndex) -> Result<Description, ModelError> {
     if let Some(metadata) = index.gguf() {
         let config = Config::from_gguf(metadata);
         let name = config.text("general.architecture")?;
         let found = ALL.iter().filter_map(|arch| arch.gguf.as_ref()).find(|gguf| gguf.architecture == name);
         let supported = || ALL.iter().filter_map(|arch| arch.gguf.as_ref()).map(|gguf| gguf.architecture).collect();
         let gguf = found.ok_or_else(|| unsupported("the GGUF architecture", name, supported()))?;
-        return Ok(((gguf.spec)(&config, index)?, gguf.rules));
+        let spec = (gguf.spec)(&config, index)?;
+        return Ok(Description { spec, rules: gguf.rules, class: gguf.architecture, classes: &[] });
     }
     let config = Config::read(files)?;
     let name = config.text("model_type")?;
     let found = ALL.iter().map(|arch| &arch.hugging_face).find(|arch| arch.model_type == name);
     let supported = || ALL.iter().map(|arch| arch.hugging_face.model_type).collect();
     let arch = found.ok_or_else(|| unsupported("the model_type", name, supported()))?;
-    let classes = config.texts("architectures")?;
-    if !classes.is_empty() && !classes.iter().any(|class| class == arch.class) {
-        return Err(unsupported("the class", classes.join(", "), vec![arch.class]));
+    let (names, classes) = (config.texts("architectures")?, arch.classes);
+    let class = classes.iter().find(|class| names.is_empty() || names.iter().any(|name| name == class.name));
+    let supported = || classes.iter().map(|class| class.name).collect();
+    let class = class.ok_or_else(|| unsupported("the class", names.join(", "), supported()))?;
+    let mut spec = (arch.spec)(&config)?;
+    spec.head = match class.head {
+        HeadKind::States => HeadSpec::States,
+        HeadKind::NextToken => spec.head,
+        HeadKind::SequenceLabels => {
+            HeadSpec::SequenceLabels { labels: labels(&config)?, padding: config.optional_integer("pad_token_id")? }
+        }
+        HeadKind::TokenLabels => HeadSpec::TokenLabels { labels: labels(&config)? },
+        HeadKind::Span => HeadSpec::Span,
+    };
+    let rules = Rules { base: class.base, stack: arch.stack, heads: arch.heads };
+    Ok(Description { spec, rules, class: class.name, classes })
+}
+
+/// How many labels a classifier has: the names of labels count before the number (`configuration_utils.py`).
+fn labels(config: &Config) -> Result<usize, ModelError> {
+    match config.section("id2label")?.filter(|names| !names.is_empty()) {
+        Some(names) => Ok(names.len()),
+        None => Ok(config.optional_size("num_labels")?.unwrap_or(2)),
     }
-    Ok(((arch.spec)(&config)?, arch.rules))
 }
 
 fn unsupported(what: &str, found: String, supported: Vec<&str>) -> ModelError {

@@ -16,12 +16,16 @@ pub struct Row {
     pub past: usize,
     /// The sequence.
     pub slot: usize,
+    /// How many positions the sequence began with, its prompt. What depends on a length, as some ropes do, takes the
+    /// longer of this and the positions up to a token, so that chunks and resumption change nothing.
+    pub horizon: usize,
 }
 
 /// The state of all layers.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     layers: Vec<LayerState>,
+    absent: Vec<Vec<bool>>,
 }
 
 /// The state of one layer: keys and values of each slot.
@@ -39,7 +43,7 @@ struct Kept {
 impl State {
     /// The state of so many layers, without sequences.
     pub fn new(layers: usize) -> Self {
-        Self { layers: vec![LayerState::default(); layers] }
+        Self { layers: vec![LayerState::default(); layers], absent: Vec::new() }
     }
 
     /// The state of a layer.
@@ -47,8 +51,24 @@ impl State {
         self.layers.get_mut(layer)
     }
 
+    /// Says which positions of a sequence are padding, that no token sees; those beyond the end are seen.
+    pub fn hide(&mut self, slot: usize, absent: Vec<bool>) {
+        if self.absent.len() <= slot {
+            self.absent.resize_with(slot + 1, Vec::new);
+        }
+        self.absent[slot] = absent;
+    }
+
+    /// Which positions of a sequence no token sees.
+    pub fn absent(&self, slot: usize) -> &[bool] {
+        self.absent.get(slot).map_or(&[], Vec::as_slice)
+    }
+
     /// Forgets a sequence and gives its memory back.
     pub fn clear(&mut self, slot: usize) {
+        if let Some(absent) = self.absent.get_mut(slot) {
+            *absent = Vec::new();
+        }
         for kept in self.layers.iter_mut().filter_map(|layer| layer.slots.get_mut(slot)) {
             *kept = Kept::default();
         }
@@ -89,12 +109,13 @@ impl LayerState {
         Ok(())
     }
 
-    /// What is kept of each row's sequence, in the order of the rows.
-    pub fn kept(&self, rows: &[Row]) -> Vec<KeysValues<'_>> {
-        let empty = KeysValues { keys: &[], values: &[] };
-        let kept = |row: &Row| {
-            self.slots.get(row.slot).map_or(empty, |kept| KeysValues { keys: &kept.keys, values: &kept.values })
+    /// What is kept of each row's sequence, in the order of the rows, and which of its positions are absent.
+    pub fn kept<'a>(&'a self, rows: &[Row], absent: &'a [Vec<bool>]) -> Vec<KeysValues<'a>> {
+        let kept = |(row, absent): (&Row, &'a Vec<bool>)| {
+            let (keys, values) =
+                self.slots.get(row.slot).map_or((&[][..], &[][..]), |kept| (&kept.keys[..], &kept.values[..]));
+            KeysValues { keys, values, absent }
         };
-        rows.iter().map(kept).collect()
+        rows.iter().zip(absent).map(kept).collect()
     }
 }

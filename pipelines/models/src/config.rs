@@ -140,6 +140,27 @@ impl Config {
         self.optional(key, "a number", Value::as_f64)
     }
 
+    /// A whole number of any sign that may be left out, such as the id of a token.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn optional_integer(&self, key: &str) -> Result<Option<i64>, ConfigError> {
+        self.optional(key, "a whole number", Value::as_i64)
+    }
+
+    /// A list of so many numbers.
+    ///
+    /// # Errors
+    ///
+    /// When it is missing, mistyped or of another length.
+    pub fn numbers(&self, key: &str, length: usize) -> Result<Vec<f64>, ConfigError> {
+        let numbers = |value: &Value| value.as_array()?.iter().map(Value::as_f64).collect::<Option<Vec<_>>>();
+        let read = |config: &Self, key: &str| config.optional(key, "a list of numbers", numbers);
+        let numbers = self.required(key, "a list of numbers", read)?;
+        if numbers.len() == length { Ok(numbers) } else { Err(self.wrong(key, format!("{length} numbers"))) }
+    }
+
     /// A truth value, with what holds when it is left out.
     ///
     /// # Errors
@@ -187,6 +208,16 @@ impl Config {
     pub fn section(&self, key: &str) -> Result<Option<Self>, ConfigError> {
         let values = self.optional(key, "an object", |value| value.as_object().cloned())?;
         Ok(values.map(|values| Self { path: self.path(key), values }))
+    }
+
+    /// How many keys it has.
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Whether it has no keys.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
     }
 
     /// An error about the value of a key.

@@ -19,8 +19,16 @@ pub struct Rule {
     pub from: &'static str,
 }
 
-/// The rules of one model type in one format.
-pub type Rules = &'static [Rule];
+/// The rules of one class of one model type in one format.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// What the names of the stack begin with in the file.
+    pub base: &'static str,
+    /// The stack.
+    pub stack: &'static [Rule],
+    /// What is made of the stack's states.
+    pub heads: &'static [Rule],
+}
 
 /// Reads weights by their names in the model.
 pub struct Loader<'a> {
@@ -79,7 +87,9 @@ impl Loader<'_> {
     }
 
     fn find(&self, name: &str, suffix: &str) -> Result<&TensorInfo, ModelError> {
-        let from = self.rules.iter().find_map(|rule| rename(rule, name));
+        let stack =
+            self.rules.stack.iter().find_map(|rule| rename(rule, name)).map(|from| self.rules.base.to_owned() + &from);
+        let from = stack.or_else(|| self.rules.heads.iter().find_map(|rule| rename(rule, name)));
         let from = from.map_or_else(|| "(no rule)".to_owned(), |from| format!("{from}.{suffix}"));
         let missing = || ModelError::MissingTensor { name: full_name(name, suffix), from: from.clone() };
         self.index.get(&from).ok_or_else(missing)

@@ -7,19 +7,36 @@ pub use accel_backends::tensor::{Activation, RopeStyle};
 pub struct DecoderSpec {
     /// Its layers.
     pub stack: StackSpec,
-    /// Where logits come from.
+    /// What is made of the stack's states.
     pub head: HeadSpec,
     /// The most positions of a sequence.
     pub context: usize,
 }
 
-/// Where logits come from.
+/// What is made of a stack's states: a class of checkpoints has one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadSpec {
-    /// The table of embeddings.
-    Tied,
-    /// A matrix of its own.
-    Own,
+    /// Nothing: the states themselves.
+    States,
+    /// Logits of the next token.
+    NextToken {
+        /// Whether the matrix is the table of embeddings.
+        tied: bool,
+    },
+    /// Logits of a sequence's labels, from its last token that is no padding.
+    SequenceLabels {
+        /// How many labels.
+        labels: usize,
+        /// The id of padding, where there is one.
+        padding: Option<i64>,
+    },
+    /// Logits of each token's labels.
+    TokenLabels {
+        /// How many labels.
+        labels: usize,
+    },
+    /// For each token, logits of being the first and the last of an answer.
+    Span,
 }
 
 /// A stack of layers.
@@ -123,4 +140,31 @@ pub enum RopeScaling {
     },
     /// Each by its own factor, which the file holds as the tensor `rope.factors`.
     Factors,
+    /// By a larger base, the further a sequence goes beyond the context.
+    Dynamic {
+        /// The base grows so that contexts of this many times the length fit.
+        factor: f64,
+        /// The context that the model was trained on.
+        context: f64,
+    },
+    /// Slow ones by a factor, fast ones not at all, along a ramp between: YaRN (<https://arxiv.org/abs/2309.00071>).
+    Yarn {
+        /// Slow frequencies are divided by it.
+        factor: f64,
+        /// The last and the first place that the ramp leaves as they are, among the frequencies.
+        ramp: (f64, f64),
+        /// Factor of sines and cosines.
+        amplitude: f64,
+    },
+    /// Each by its own factor, of which long sequences have others: LongRoPE (<https://arxiv.org/abs/2402.13753>).
+    Long {
+        /// The factors up to the original context.
+        short: Vec<f64>,
+        /// The factors beyond it.
+        long: Vec<f64>,
+        /// The context that the model was first trained on.
+        original_context: usize,
+        /// Factor of sines and cosines.
+        amplitude: f64,
+    },
 }

@@ -92,7 +92,8 @@ impl Stack {
             .collect();
         let styles = self.spec.ropes.iter().map(|rope| rope.style);
         let angles: Vec<_> = self.ropes.iter().map(|rope| rope.angles(rows)).zip(styles).collect();
-        let pass = Pass { rows, queries: &queries, angles: &angles };
+        let absent: Vec<_> = rows.iter().map(|row| state.absent(row.slot).to_vec()).collect();
+        let pass = Pass { rows, queries: &queries, absent: &absent, angles: &angles };
         let mut x = x;
         for number in range {
             let missing = || ModelError::State {

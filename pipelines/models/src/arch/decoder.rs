@@ -24,6 +24,11 @@ struct Uniform {
 
 impl Uniform {
     fn decoder(self) -> DecoderSpec {
+        // This scaling alone is told the context before it is stretched.
+        let context = match self.rope.scaling {
+            RopeScaling::Dynamic { factor, context } => (factor * context) as usize,
+            _ => self.context,
+        };
         let norm = NormSpec { eps: self.eps as f32 };
         let layer = LayerSpec { attention_norm: norm, attention: self.attention, mlp_norm: norm, mlp: self.mlp };
         DecoderSpec {
@@ -34,8 +39,8 @@ impl Uniform {
                 layers: vec![layer; self.layers],
                 final_norm: norm,
             },
-            head: if self.tied { HeadSpec::Tied } else { HeadSpec::Own },
-            context: self.context,
+            head: HeadSpec::NextToken { tied: self.tied },
+            context,
         }
     }
 }
@@ -75,35 +80,4 @@ fn activation(config: &Config, key: &str, default: &str) -> Result<Activation, M
         "gelu" => Ok(Activation::Gelu),
         _ => Err(ModelError::Unsupported { what: config.path(key), found, supported: "silu, gelu".into() }),
     }
-}
-
-/// The `rope_scaling` of `config.json` (`modeling_rope_utils.py`).
-fn rope_scaling(config: &Config) -> Result<RopeScaling, ModelError> {
-    let Some(section) = config.section("rope_scaling")? else { return Ok(RopeScaling::None) };
-    let key = if section.has("rope_type") { "rope_type" } else { "type" };
-    let kind = section.text(key)?;
-    Ok(match kind.as_str() {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: section.number("factor")? },
-        "llama3" => {
-            let original_context = match section.optional_number("original_max_position_embeddings")? {
-                Some(context) => context,
-                None => config.number("max_position_embeddings")?,
-            };
-            let scaling = RopeScaling::Llama3 {
-                factor: section.number("factor")?,
-                low_turns: section.number("low_freq_factor")?,
-                high_turns: section.number("high_freq_factor")?,
-                original_context,
-            };
-            if section.number("high_freq_factor")? <= section.number("low_freq_factor")? {
-                return Err(section.wrong("high_freq_factor", "more than low_freq_factor").into());
-            }
-            scaling
-        }
-        _ => {
-            let supported = "default, linear, llama3".into();
-            return Err(ModelError::Unsupported { what: section.path(key), found: kind, supported });
-        }
-    })
 }

@@ -26,6 +26,8 @@ pub struct Pass<'a> {
     pub rows: &'a [Row],
     /// The query of each token.
     pub queries: &'a [QueryRow],
+    /// Which positions of each row's sequence no token sees.
+    pub absent: &'a [Vec<bool>],
     /// The angles of each token, for each way of turning.
     pub angles: &'a [(Angles, RopeStyle)],
 }
@@ -74,7 +76,8 @@ impl Attention {
         let q = q.rope(engine, angles, self.shape.head, *style).map_err(at())?;
         let k = k.rope(engine, angles, self.shape.head, *style).map_err(at())?;
         state.keep(pass.rows, &k, &v)?;
-        let attended = q.attention(engine, &self.shape, pass.queries, &state.kept(pass.rows)).map_err(at())?;
+        let attended =
+            q.attention(engine, &self.shape, pass.queries, &state.kept(pass.rows, pass.absent)).map_err(at())?;
         attended.linear(engine, &self.out).map_err(at())
     }
 }

@@ -2,6 +2,15 @@
 //!
 //! Made on the host once per pass, from positions alone. Frequencies and angles are f32, as in the reference; sines and
 //! cosines are libm's, so that they do not depend on the system's.
+//!
+//! Two scalings depend on a length. Hugging Face takes the longest position of the pass, of all sequences in the batch:
+//! a whole prompt turns by the frequencies of its length, then each new token by those of the length with it, while the
+//! keys that are kept stay as they are; and its dynamic frequencies stay at the longest that the model has seen until a
+//! pass is short again. Here the length is the sequence's own, the longer of its prompt and the positions up to the
+//! token. That is the same for one sequence read at once, and does not change with chunks, neighbours, or a change of
+//! peers.
+
+use std::borrow::Cow;
 
 use accel_backends::tensor::Angles;
 
@@ -14,6 +23,16 @@ use crate::spec::{RopeScaling, RopeSpec};
 #[derive(Debug)]
 pub struct Rope {
     frequencies: Vec<f32>,
+    longer: Longer,
+    amplitude: f32,
+}
+
+/// What sequences beyond a length turn by instead.
+#[derive(Debug)]
+enum Longer {
+    Same,
+    Base { base: f64, rotated: usize, factor: f64, context: f64 },
+    Other { original_context: usize, frequencies: Vec<f32> },
 }
 
 impl Rope {
@@ -24,20 +43,35 @@ impl Rope {
     /// When the factors cannot be read.
     pub fn load(loader: &Loader<'_>, spec: &RopeSpec) -> Result<Self, ModelError> {
         let half = spec.rotated / 2;
-        let plain = (0..half).map(|place| {
-            let exponent = (2 * place) as f32 / spec.rotated as f32;
-            1.0 / libm::pow(spec.base, f64::from(exponent)) as f32
-        });
-        let frequencies = match spec.scaling {
-            RopeScaling::None => plain.collect(),
-            RopeScaling::Linear { factor } => plain.map(|frequency| frequency / factor as f32).collect(),
-            RopeScaling::Llama3 { .. } => plain.map(|frequency| llama3(frequency, &spec.scaling)).collect(),
+        let plain = || wavelengths(spec.base, spec.rotated).map(|length| 1.0 / length);
+        let divided = |factors: &[f64]| {
+            let lengths = wavelengths(spec.base, spec.rotated).zip(factors);
+            lengths.map(|(length, &factor)| 1.0 / (factor as f32 * length)).collect()
+        };
+        let (mut longer, mut amplitude) = (Longer::Same, 1.0);
+        let frequencies = match &spec.scaling {
+            RopeScaling::None => plain().collect(),
+            RopeScaling::Linear { factor } => plain().map(|frequency| frequency / *factor as f32).collect(),
+            RopeScaling::Llama3 { .. } => plain().map(|frequency| llama3(frequency, &spec.scaling)).collect(),
             RopeScaling::Factors => {
                 let factors = loader.vector("rope.factors", half)?;
-                plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect()
+                plain().zip(factors).map(|(frequency, factor)| frequency / factor).collect()
+            }
+            &RopeScaling::Dynamic { factor, context } => {
+                longer = Longer::Base { base: spec.base, rotated: spec.rotated, factor, context };
+                plain().collect()
+            }
+            &RopeScaling::Yarn { factor, ramp, amplitude: all } => {
+                amplitude = all;
+                yarn(wavelengths(spec.base, spec.rotated), factor as f32, ramp)
+            }
+            RopeScaling::Long { short, long, original_context, amplitude: all } => {
+                longer = Longer::Other { original_context: *original_context, frequencies: divided(long) };
+                amplitude = *all;
+                divided(short)
             }
         };
-        Ok(Self { frequencies })
+        Ok(Self { frequencies, longer, amplitude: amplitude as f32 })
     }
 
     /// The angles of every token of a pass.
@@ -45,15 +79,56 @@ impl Rope {
         let tokens = rows.iter().map(|row| row.len).sum::<usize>();
         let capacity = tokens * self.frequencies.len();
         let mut angles = Angles { cos: Vec::with_capacity(capacity), sin: Vec::with_capacity(capacity) };
-        for position in rows.iter().flat_map(|row| row.past..row.past + row.len) {
-            for frequency in &self.frequencies {
-                let (sin, cos) = libm::sincos(f64::from(position as f32 * frequency));
-                angles.cos.push(cos as f32);
-                angles.sin.push(sin as f32);
+        for row in rows {
+            let mut stretched = None;
+            for position in row.past..row.past + row.len {
+                let length = row.horizon.max(position + 1);
+                if stretched.as_ref().is_none_or(|&(last, _)| last != length) {
+                    stretched = Some((length, self.stretched(length)));
+                }
+                let other = stretched.as_ref().and_then(|(_, frequencies)| frequencies.as_deref());
+                for frequency in other.unwrap_or(&self.frequencies) {
+                    let (sin, cos) = libm::sincos(f64::from(position as f32 * frequency));
+                    angles.cos.push(cos as f32 * self.amplitude);
+                    angles.sin.push(sin as f32 * self.amplitude);
+                }
             }
         }
         angles
     }
+
+    /// The frequencies of a sequence of that length, where they are others.
+    fn stretched(&self, length: usize) -> Option<Cow<'_, [f32]>> {
+        match &self.longer {
+            &Longer::Base { base, rotated, factor, context } if length as f64 > context => {
+                let growth = factor * length as f64 / context - (factor - 1.0);
+                let base = base * libm::pow(growth, rotated as f64 / (rotated as f64 - 2.0));
+                Some(Cow::Owned(wavelengths(base, rotated).map(|length| 1.0 / length).collect()))
+            }
+            Longer::Other { original_context, frequencies } if length > *original_context => {
+                Some(Cow::Borrowed(frequencies))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The inverses of the plain frequencies, from the fastest on.
+fn wavelengths(base: f64, rotated: usize) -> impl Iterator<Item = f32> {
+    (0..rotated / 2).map(move |place| {
+        let exponent = (2 * place) as f32 / rotated as f32;
+        libm::pow(base, f64::from(exponent)) as f32
+    })
+}
+
+/// YaRN's stretching (`_compute_yarn_parameters`).
+fn yarn(wavelengths: impl Iterator<Item = f32>, factor: f32, ramp: (f64, f64)) -> Vec<f32> {
+    let (first, last) = (ramp.0 as f32, if ramp.0 == ramp.1 { ramp.1 + 0.001 } else { ramp.1 } as f32);
+    let stretched = |(place, length): (usize, f32)| {
+        let kept = 1.0 - ((place as f32 - first) / (last - first)).clamp(0.0, 1.0);
+        1.0 / (factor * length) * (1.0 - kept) + 1.0 / length * kept
+    };
+    wavelengths.enumerate().map(stretched).collect()
 }
 
 /// Llama 3.1's stretching of one frequency (`_compute_llama3_parameters`).

@@ -2,36 +2,54 @@
 
 use accel_backends::weights::TensorIndex;
 
-use super::{Uniform, activation, heads, layers, rope_scaling};
+use super::{Uniform, activation, heads, layers};
 use crate::ModelError;
-use crate::arch::{Arch, Gguf, HuggingFace};
+use crate::arch::{Arch, Class, Gguf, HeadKind, HuggingFace, rope};
 use crate::config::Config;
 use crate::rules::{Rule, Rules};
 use crate::spec::{Activation, AttentionSpec, DecoderSpec, MlpSpec, RopeScaling, RopeSpec, RopeStyle};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
-    hugging_face: HuggingFace { model_type: "llama", class: "LlamaForCausalLM", spec, rules: RULES },
-    gguf: Some(Gguf { architecture: "llama", spec: gguf_spec, rules: GGUF_RULES }),
+    hugging_face: HuggingFace { model_type: "llama", classes: CLASSES, spec, stack: STACK, heads: HEADS },
+    gguf: Some(Gguf {
+        architecture: "llama",
+        spec: gguf_spec,
+        rules: Rules { base: "", stack: GGUF_STACK, heads: GGUF_HEADS },
+    }),
 };
 
-/// The names of Hugging Face's checkpoints.
-pub(super) const RULES: Rules = &[
-    Rule { to: "embed", from: "model.embed_tokens" },
-    Rule { to: "layers.{}.attn_norm", from: "model.layers.{}.input_layernorm" },
-    Rule { to: "layers.{}.attn.q", from: "model.layers.{}.self_attn.q_proj" },
-    Rule { to: "layers.{}.attn.k", from: "model.layers.{}.self_attn.k_proj" },
-    Rule { to: "layers.{}.attn.v", from: "model.layers.{}.self_attn.v_proj" },
-    Rule { to: "layers.{}.attn.out", from: "model.layers.{}.self_attn.o_proj" },
-    Rule { to: "layers.{}.mlp_norm", from: "model.layers.{}.post_attention_layernorm" },
-    Rule { to: "layers.{}.mlp.gate", from: "model.layers.{}.mlp.gate_proj" },
-    Rule { to: "layers.{}.mlp.up", from: "model.layers.{}.mlp.up_proj" },
-    Rule { to: "layers.{}.mlp.down", from: "model.layers.{}.mlp.down_proj" },
-    Rule { to: "final_norm", from: "model.norm" },
-    Rule { to: "head", from: "lm_head" },
+const CLASSES: &[Class] = &[
+    Class { name: "LlamaForCausalLM", head: HeadKind::NextToken, base: "model." },
+    Class { name: "LlamaModel", head: HeadKind::States, base: "" },
+    Class { name: "LlamaForSequenceClassification", head: HeadKind::SequenceLabels, base: "model." },
+    Class { name: "LlamaForTokenClassification", head: HeadKind::TokenLabels, base: "model." },
+    Class { name: "LlamaForQuestionAnswering", head: HeadKind::Span, base: "transformer." },
 ];
 
-const GGUF_RULES: Rules = &[
+/// The names of Hugging Face's checkpoints.
+pub(super) const STACK: &[Rule] = &[
+    Rule { to: "embed", from: "embed_tokens" },
+    Rule { to: "layers.{}.attn_norm", from: "layers.{}.input_layernorm" },
+    Rule { to: "layers.{}.attn.q", from: "layers.{}.self_attn.q_proj" },
+    Rule { to: "layers.{}.attn.k", from: "layers.{}.self_attn.k_proj" },
+    Rule { to: "layers.{}.attn.v", from: "layers.{}.self_attn.v_proj" },
+    Rule { to: "layers.{}.attn.out", from: "layers.{}.self_attn.o_proj" },
+    Rule { to: "layers.{}.mlp_norm", from: "layers.{}.post_attention_layernorm" },
+    Rule { to: "layers.{}.mlp.gate", from: "layers.{}.mlp.gate_proj" },
+    Rule { to: "layers.{}.mlp.up", from: "layers.{}.mlp.up_proj" },
+    Rule { to: "layers.{}.mlp.down", from: "layers.{}.mlp.down_proj" },
+    Rule { to: "final_norm", from: "norm" },
+];
+
+/// The names of all heads that Hugging Face's generic classes put on a stack (`modeling_layers.py`).
+pub(super) const HEADS: &[Rule] = &[
+    Rule { to: "head.next_token", from: "lm_head" },
+    Rule { to: "head.labels", from: "score" },
+    Rule { to: "head.span", from: "qa_outputs" },
+];
+
+const GGUF_STACK: &[Rule] = &[
     Rule { to: "embed", from: "token_embd" },
     Rule { to: "layers.{}.attn_norm", from: "blk.{}.attn_norm" },
     Rule { to: "layers.{}.attn.q", from: "blk.{}.attn_q" },
@@ -43,14 +61,16 @@ const GGUF_RULES: Rules = &[
     Rule { to: "layers.{}.mlp.up", from: "blk.{}.ffn_up" },
     Rule { to: "layers.{}.mlp.down", from: "blk.{}.ffn_down" },
     Rule { to: "final_norm", from: "output_norm" },
-    Rule { to: "head", from: "output" },
     Rule { to: "rope.factors", from: "rope_freqs" },
 ];
+
+const GGUF_HEADS: &[Rule] = &[Rule { to: "head.next_token", from: "output" }];
 
 fn spec(config: &Config) -> Result<DecoderSpec, ModelError> {
     let hidden = config.size("hidden_size")?;
     let keys = ["num_attention_heads", "num_key_value_heads", "head_dim"];
     let (heads, kv_heads, head) = heads(config, keys, hidden)?;
+    let base = config.optional_number("rope_theta")?.unwrap_or(10_000.0);
     let attention_bias = config.truth_or("attention_bias", false)?;
     Ok(Uniform {
         vocabulary: config.size("vocab_size")?,
@@ -72,12 +92,7 @@ fn spec(config: &Config) -> Result<DecoderSpec, ModelError> {
             activation: activation(config, "hidden_act", "silu")?,
             bias: config.truth_or("mlp_bias", false)?,
         },
-        rope: RopeSpec {
-            base: config.optional_number("rope_theta")?.unwrap_or(10_000.0),
-            rotated: head,
-            style: RopeStyle::Halves,
-            scaling: rope_scaling(config)?,
-        },
+        rope: RopeSpec { base, rotated: head, style: RopeStyle::Halves, scaling: rope::scaling(config, base, head)? },
         tied: config.truth_or("tie_word_embeddings", false)?,
     }
     .decoder())
