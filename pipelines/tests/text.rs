@@ -139,6 +139,28 @@ fn a_job_taken_over_goes_on_as_if_nothing_had_happened() {
     assert_eq!(pipeline(&OPTIONS).admit(&other).unwrap_err().code, ErrorCode::Unsupported);
 }
 
+/// A context so short that the prompt ends beyond it, and one that ends within the answer.
+#[test]
+fn scalings_by_length_do_not_depend_on_chunks_or_who_goes_on() {
+    let dynamic = json!({"rope_type": "dynamic", "factor": 8.0});
+    let factors = [[1.0; 4], [1.0, 2.0, 3.0, 4.0]];
+    let long = json!({"rope_type": "longrope", "short_factor": factors[0], "long_factor": factors[1]});
+    for (context, scaling) in [(8, &dynamic), (20, &dynamic), (8, &long), (20, &long)] {
+        let is_long = scaling["rope_type"] == "longrope";
+        let key = if is_long { "original_max_position_embeddings" } else { "max_position_embeddings" };
+        let directory = directory(json!({key: context, "rope_scaling": scaling}));
+        let load = || load(Arc::new(LocalFiles::open(directory.path()).unwrap()), &OPTIONS).unwrap();
+        let spec = job(1, "Take me over", warm(30, 11));
+        let whole = tokens(&run_one(&mut *load(), spec.clone()));
+        assert_eq!(whole.len(), 30);
+        assert_ne!(whole, tokens(&run_one(&mut *pipeline(&OPTIONS), spec.clone())));
+        let in_pieces = run(&mut *load(), &[(spec.clone(), 5), (job(2, "Another", warm(30, 1)), 3)]);
+        assert_eq!(tokens(&in_pieces[&id(1)]), whole);
+        let taken = JobSpec { prior: whole[..14].iter().map(|token| token.1).collect(), ..spec };
+        assert_eq!(tokens(&run_one(&mut *load(), taken)), whole[14..]);
+    }
+}
+
 #[test]
 fn a_character_is_never_split() {
     for seed in 0..20 {
@@ -256,8 +278,13 @@ fn a_wrong_model_is_refused_with_the_place() {
         "layers.0.mlp.gate: expected [40, 32], found [48, 32]",
     );
     refuse(json!({"hidden_act": "relu"}), ErrorCode::Unsupported, "hidden_act \"relu\"");
-    let yarn = json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}});
-    refuse(yarn, ErrorCode::Unsupported, "rope_scaling: rope_type \"yarn\" is not supported");
+    let scaling = |scaling: Value| json!({"rope_scaling": scaling});
+    let strange = scaling(json!({"rope_type": "strange", "factor": 2.0}));
+    refuse(strange, ErrorCode::Unsupported, "rope_scaling: rope_type \"strange\" is not supported");
+    let yarn = scaling(json!({"rope_type": "yarn"}));
+    refuse(yarn, ErrorCode::ModelInvalid, "config.json: rope_scaling: factor: expected a number, found nothing");
+    let short = json!({"rope_type": "longrope", "factor": 2.0, "short_factor": [1, 1], "long_factor": [1, 1, 1, 1]});
+    refuse(scaling(short), ErrorCode::ModelInvalid, "rope_scaling: short_factor: expected 4 numbers, found [1,1]");
 }
 
 #[test]
