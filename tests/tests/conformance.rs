@@ -1,7 +1,5 @@
 //! Models against what Hugging Face's libraries answered: the cases that the project keeps.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::path::Path;
 
 use accel_tests::conformance::case::{Case, fnv1a64, raw, uniform};
