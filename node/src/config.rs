@@ -106,7 +106,8 @@ pub struct JobsConfig {
     pub queued: usize,
     /// Compute threads; 0 takes one for each processor.
     pub threads: usize,
-    /// Memory for models in bytes; 0 takes three quarters of what the machine has.
+    /// Memory for the weights of all models in bytes; each model gives its jobs what its own weights leave of that. 0 takes
+    /// three quarters of what the machine has.
     pub memory_bytes: u64,
     /// The longest context that a job may use, where the model allows more; 0 sets no bound.
     pub context_tokens: usize,

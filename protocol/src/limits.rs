@@ -42,5 +42,5 @@ pub const EVENTS_KEPT_BYTES: usize = 4 << 20;
 pub const DEADLINE_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// Streams that one peer may hold open for a protocol.
 pub const STREAMS_PER_PEER: usize = 64;
-/// The longest life of an advert; one that claims more is dropped.
+/// The life of an advert; one that claims more than twice as much is dropped, since clocks differ.
 pub const ADVERT_LIFE_MS: u64 = 2 * 60 * 1000;
