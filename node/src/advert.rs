@@ -1,7 +1,8 @@
 //! What this node tells the swarm about itself, and how it hears others.
 //!
 //! Adverts go out by gossip, signed by the transport, every few seconds and at once when something changes. A peer that
-//! has just connected is asked directly, so that nobody waits for gossip.
+//! has just connected is asked directly, so that nobody waits for gossip. The question tells what the asker can do: of two
+//! peers the one that is still starting cannot be asked, but it asks as soon as it has started.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use crate::swarm::{REQUEST_TIMEOUT, Swarm, SwarmError};
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Peers asked at once what they can do.
 const QUESTIONS: usize = 16;
-/// How often a peer that does not answer is asked; it may have been starting, or be a plain IPFS peer.
+/// How often a peer that does not answer is asked, once in each interval; it may be a plain IPFS peer.
 const ATTEMPTS: u32 = 3;
 
 /// An advert that could not be made.
@@ -107,25 +108,26 @@ impl Advertiser {
                 () = stop.cancelled() => return self.publish().await,
                 _ = timer.tick() => {
                     self.publish().await?;
-                    self.ask_the_silent(&mut asked, &mut questions);
+                    self.ask_the_silent(ATTEMPTS, &mut asked, &mut questions);
                 }
                 Ok(()) = work.changed() => self.publish().await?,
                 Ok(()) = models.changed() => self.publish().await?,
                 Some(event) = heard.next() => self.hear(event),
                 Some(_) = questions.join_next() => {}
-                Ok(()) = changes.changed() => self.ask_the_silent(&mut asked, &mut questions),
+                Ok(()) = changes.changed() => self.ask_the_silent(1, &mut asked, &mut questions),
             }
         }
     }
 
-    fn ask_the_silent(&self, asked: &mut HashMap<PeerId, u32>, questions: &mut JoinSet<()>) {
+    /// Asks those that were asked fewer than `attempts` times.
+    fn ask_the_silent(&self, attempts: u32, asked: &mut HashMap<PeerId, u32>, questions: &mut JoinSet<()>) {
         let peers = self.swarm.peers();
         asked.retain(|id, _| peers.is_connected(id));
         for id in peers.silent() {
             let times = asked.entry(id).or_default();
-            if *times < ATTEMPTS && questions.len() < QUESTIONS {
+            if *times < attempts && questions.len() < QUESTIONS {
                 *times += 1;
-                questions.spawn(ask(self.swarm.clone(), id));
+                questions.spawn(self.clone().ask(id));
             }
         }
     }
@@ -153,12 +155,16 @@ impl Advertiser {
         }
         Ok(())
     }
-}
 
-async fn ask(swarm: Swarm, peer: PeerId) {
-    match swarm.request(peer, &JobRequest::Capabilities, REQUEST_TIMEOUT).await {
-        Ok(JobResponse::Capabilities(advert)) => swarm.peers().hear(peer, *advert),
-        Ok(_) => tracing::debug!(%peer, "answered a question for its capabilities with something else"),
-        Err(error) => tracing::debug!(%peer, %error, "does not tell its capabilities; it may be a plain IPFS peer"),
+    async fn ask(self, peer: PeerId) {
+        let own = match self.advert().await {
+            Ok(own) => Box::new(own),
+            Err(error) => return tracing::debug!(%error, "this node's advert could not be made"),
+        };
+        match self.swarm.request(peer, &JobRequest::Capabilities(own), REQUEST_TIMEOUT).await {
+            Ok(JobResponse::Capabilities(advert)) => self.swarm.peers().hear(peer, *advert),
+            Ok(_) => tracing::debug!(%peer, "answered a question for its capabilities with something else"),
+            Err(error) => tracing::debug!(%peer, %error, "does not tell its capabilities; it may be a plain IPFS peer"),
+        }
     }
 }

@@ -114,10 +114,13 @@ async fn answer(advertiser: &Advertiser, peer: PeerId, bytes: &[u8]) -> JobRespo
             }
             JobResponse::Cancelled(job.is_some())
         }
-        JobRequest::Capabilities => match advertiser.advert().await {
-            Ok(advert) => JobResponse::Capabilities(Box::new(advert)),
-            Err(error) => rejected(ErrorCode::Internal, &error.to_string(), None),
-        },
+        JobRequest::Capabilities(theirs) => {
+            advertiser.swarm.peers().hear(peer, *theirs);
+            match advertiser.advert().await {
+                Ok(ours) => JobResponse::Capabilities(Box::new(ours)),
+                Err(error) => rejected(ErrorCode::Internal, &error.to_string(), None),
+            }
+        }
     }
 }
 

@@ -22,8 +22,8 @@ pub enum JobRequest {
     Status(JobId),
     /// End this job.
     Cancel(JobId),
-    /// What can you do?
-    Capabilities,
+    /// This is what I can do; what can you do?
+    Capabilities(Box<Advert>),
 }
 
 /// The answer to a [`JobRequest`].

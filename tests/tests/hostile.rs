@@ -140,7 +140,7 @@ async fn frames_that_break_the_rules_cost_one_stream_and_nobody_else_notices() -
     let stranger = Stranger::meet(&node).await?;
     let submission = frame::encode(&JobRequest::Submit(Box::new(job(&model, 4))))?;
     let half = &submission[..submission.len() / 2];
-    let leftover = [frame::encode(&JobRequest::Capabilities)?, vec![0]].concat();
+    let leftover = [frame::encode(&JobRequest::Cancel(JobId([7; 16])))?, vec![0]].concat();
     let huge = vec![0xff; FRAME_BYTES + 1];
     let output = frame::frame(&OutputRequest { job: JobId([7; 16]), from: 0 })?;
     let announced = |bytes: u32, body: &[u8]| [&bytes.to_be_bytes()[..], body].concat();

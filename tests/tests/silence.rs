@@ -182,7 +182,7 @@ impl Idle {
                                 JobResponse::Cancelled(true)
                             }
                             JobRequest::Status(id) => JobResponse::Status(Some(running(id, &model))),
-                            JobRequest::Capabilities => JobResponse::Capabilities(Box::new(advert(&model))),
+                            JobRequest::Capabilities(_) => JobResponse::Capabilities(Box::new(advert(&model))),
                         };
                         let answer = Bytes::from(frame::encode(&answer)?);
                         ipfs.send_response(from, id, (StreamProtocol::new(JOBS_PROTOCOL), answer)).await?;

@@ -84,7 +84,9 @@ pub fn start(
             let peers: HashSet<PeerId> = found.iter().map(|(peer, _)| *peer).collect();
             for peer in peers {
                 let addresses = found.iter().filter(|(of, _)| *of == peer).map(|(_, address)| address.clone());
-                let dial = DialOpts::peer_id(peer).addresses(addresses.collect()).build();
+                // Both peers find each other in the same moment. If each dialled from the port that it listens on, TCP
+                // would make one connection of both dials (RFC 9293, section 3.5), in which nobody answers.
+                let dial = DialOpts::peer_id(peer).addresses(addresses.collect()).allocate_new_port().build();
                 if let Err(error) = swarm.dial(dial) {
                     tracing::debug!(%peer, %error, "a peer on the local network was not dialled");
                 }

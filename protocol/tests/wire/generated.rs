@@ -41,7 +41,7 @@ pub fn request() -> impl Strategy<Value = JobRequest> {
         4 => job().prop_map(|job| JobRequest::Submit(Box::new(job))),
         1 => job_id().prop_map(JobRequest::Status),
         1 => job_id().prop_map(JobRequest::Cancel),
-        1 => Just(JobRequest::Capabilities),
+        1 => advert().prop_map(|advert| JobRequest::Capabilities(Box::new(advert))),
     ]
 }
 
@@ -241,7 +241,7 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
         ("request submit", request(JobRequest::Submit(Box::new(job)))),
         ("request status", request(JobRequest::Status(id))),
         ("request cancel", request(JobRequest::Cancel(id))),
-        ("request capabilities", request(JobRequest::Capabilities)),
+        ("request capabilities", request(JobRequest::Capabilities(Box::new(advert.clone())))),
         ("response accepted", response(JobResponse::Accepted { job: id, events: vec![cancelled] })),
         ("response rejected", response(JobResponse::Rejected(rejection))),
         ("response status", response(JobResponse::Status(Some(status)))),

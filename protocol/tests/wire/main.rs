@@ -134,7 +134,7 @@ fn frames_are_bounded() {
     assert!(frame::body_length((limit + 1).to_be_bytes()).is_err());
     assert!(frame::decode::<JobRequest>(&vec![0; FRAME_BYTES + 1]).is_err());
     assert!(frame::encode(&"x".repeat(FRAME_BYTES)).is_err());
-    let left_over = [frame::encode(&JobRequest::Capabilities).unwrap(), vec![0]].concat();
+    let left_over = [frame::encode(&JobRequest::Cancel(JobId([7; 16]))).unwrap(), vec![0]].concat();
     assert!(matches!(frame::decode::<JobRequest>(&left_over), Err(frame::FrameError::Trailing { left: 1 })));
 }
 
