@@ -22,7 +22,7 @@ mod rope;
 mod unpack;
 
 pub use activation::Activation;
-pub use attention::{AttentionShape, KeysValues, QueryRow};
+pub use attention::{AttentionShape, Keys, KeysValues, PAGE, QueryRow};
 pub use linear::Product;
 pub use rope::RopeStyle;
 pub(crate) use rope::rope;

@@ -1,23 +1,34 @@
 //! Tensors and the operations that models are made of.
 //!
-//! A tensor is candle's; the fused operations are the kernels of [`crate::cpu`], because candle's products change with
-//! the number of rows. Every operation goes through `apply`, the one place that decides how it is carried out. Shapes
-//! are checked here, so kernels need not.
+//! A tensor holds values, weights as their file stores them, or a place in a graph that is being recorded. Every
+//! operation goes through `apply`, the one place that decides which: with a recorded argument the operation is recorded
+//! too, otherwise it is carried out. So a model is defined once, and runs, or becomes a graph for whatever else computes.
+//!
+//! Operations are of two kinds. Primitives ([`op::Op`] names them) are what a graph can always be brought down to.
+//! Fused ones have a fast kernel of [`crate::cpu`] and one `lower`ing to primitives, written with this same interface.
 
-mod attention;
-mod elementwise;
-mod linear;
+pub mod op;
+
+mod eager;
+mod fused;
+mod lower;
+mod primitive;
 mod weight;
 
-use candle_core::{CpuStorage, DType, Device, Storage};
+use std::sync::Arc;
+
+use candle_core::Device;
 
 use crate::cpu::{ARITHMETIC, Cpu};
-pub use crate::cpu::{Activation, AttentionShape, KeysValues, QueryRow, RopeStyle};
-pub use elementwise::Angles;
-pub use linear::Linear;
+pub use crate::cpu::{Activation, AttentionShape, Keys, KeysValues, PAGE, QueryRow, RopeStyle};
+use crate::graph::Node;
+pub use fused::{Angles, AttentionInputs, Linear};
+pub(crate) use lower::lower;
+use op::Op;
+pub use op::{Attention, Convolution, Experts, NormKind, Segment};
 pub use weight::Weight;
 
-/// An operation on tensors went wrong.
+/// An operation went wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum TensorError {
     /// Shapes do not fit.
@@ -44,9 +55,15 @@ pub enum TensorError {
         /// The operation.
         operation: &'static str,
         /// What was asked for.
-        found: usize,
+        found: i64,
         /// How many there are.
         rows: usize,
+    },
+    /// The values of a tensor were asked for while it is recorded: they do not exist yet.
+    #[error("{operation}: a recorded tensor has no values yet")]
+    Recorded {
+        /// What asked.
+        operation: &'static str,
     },
     /// Candle could not make the tensor.
     #[error("candle: {0}")]
@@ -56,65 +73,18 @@ pub enum TensorError {
     Threads(#[from] std::io::Error),
 }
 
-/// An f32 tensor, contiguous.
+/// What the elements of a tensor are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// 32-bit floats.
+    Float,
+    /// 64-bit whole numbers: tokens, positions, places, and truths as 0 and 1.
+    Whole,
+}
+
+/// What carries out operations. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Tensor(candle_core::Tensor);
-
-impl Tensor {
-    /// A tensor of these values, slowest dimension first.
-    ///
-    /// # Errors
-    ///
-    /// When the number of values is not that of the shape.
-    pub fn new(values: Vec<f32>, dims: &[usize]) -> Result<Self, TensorError> {
-        Ok(Self(candle_core::Tensor::from_vec(values, dims, &Device::Cpu)?))
-    }
-
-    /// Its shape.
-    pub fn dims(&self) -> &[usize] {
-        self.0.dims()
-    }
-
-    /// Its values.
-    ///
-    /// # Errors
-    ///
-    /// When candle cannot read them.
-    pub fn to_vec(&self) -> Result<Vec<f32>, TensorError> {
-        self.read(<[f32]>::to_vec)
-    }
-
-    /// Lends its values.
-    ///
-    /// # Errors
-    ///
-    /// When candle cannot read them.
-    pub fn read<R>(&self, reader: impl FnOnce(&[f32]) -> R) -> Result<R, TensorError> {
-        let (storage, layout) = self.0.storage_and_layout();
-        match (&*storage, layout.contiguous_offsets()) {
-            (Storage::Cpu(CpuStorage::F32(values)), Some((begin, end))) => Ok(reader(&values[begin..end])),
-            _ => Err(TensorError::Shape {
-                operation: "read",
-                expected: format!("a contiguous {:?} on the processor", DType::F32),
-                found: format!("{:?} {:?}", self.0.dtype(), self.0.layout()),
-            }),
-        }
-    }
-
-    /// `[tokens, n]`, or an error that names the operation.
-    fn matrix(&self, operation: &'static str) -> Result<(usize, usize), TensorError> {
-        match *self.dims() {
-            [tokens, n] => Ok((tokens, n)),
-            _ => Err(shape(operation, "[tokens, n]", self.dims())),
-        }
-    }
-}
-
-/// What carries out operations.
-#[derive(Debug)]
-pub struct Engine {
-    cpu: Cpu,
-}
+pub struct Engine(Arc<Cpu>);
 
 impl Engine {
     /// Computes on the processor with that many threads.
@@ -123,7 +93,7 @@ impl Engine {
     ///
     /// When no threads can be started.
     pub fn cpu(threads: usize) -> Result<Self, TensorError> {
-        Ok(Self { cpu: Cpu::new(threads.max(1))? })
+        Ok(Self(Arc::new(Cpu::new(threads.max(1))?)))
     }
 
     /// The same in plain instructions: the same bits, slowly.
@@ -132,53 +102,193 @@ impl Engine {
     ///
     /// When no threads can be started.
     pub fn portable(threads: usize) -> Result<Self, TensorError> {
-        Ok(Self { cpu: Cpu::portable(threads.max(1))? })
+        Ok(Self(Arc::new(Cpu::portable(threads.max(1))?)))
     }
 
     /// The name of the arithmetic: equal names give equal bits.
     pub fn arithmetic(&self) -> &'static str {
         ARITHMETIC
     }
-}
 
-/// An operation with everything about it that is no tensor.
-enum Op<'a> {
-    Embedding { table: &'a Weight, ids: &'a [u32] },
-    Rows { rows: &'a [usize] },
-    Linear { layers: &'a [&'a Linear] },
-    RmsNorm { weight: &'a [f32], eps: f32 },
-    Rope { angles: &'a Angles, head: usize, style: RopeStyle },
-    Attention { shape: &'a AttentionShape, queries: &'a [QueryRow], sequences: &'a [KeysValues<'a>] },
-    Gated { activation: Activation },
-    Add,
-}
-
-/// Carries out an operation: the one place where how is decided.
-fn apply(engine: &Engine, op: &Op<'_>, args: &[&Tensor]) -> Result<Vec<Tensor>, TensorError> {
-    let cpu = &engine.cpu;
-    match (op, args) {
-        (Op::Embedding { table, ids }, []) => elementwise::embedding(cpu, table, ids),
-        (Op::Rows { rows }, [x]) => elementwise::rows(x, rows),
-        (Op::Linear { layers }, [x]) => return linear::linear(cpu, x, layers),
-        (Op::RmsNorm { weight, eps }, [x]) => elementwise::rms_norm(cpu, x, weight, *eps),
-        (Op::Rope { angles, head, style }, [x]) => elementwise::rope(x, angles, *head, *style),
-        (Op::Attention { shape, queries, sequences }, [q]) => attention::attention(cpu, q, shape, queries, sequences),
-        (Op::Gated { activation }, [gate, up]) => elementwise::gated(cpu, *activation, gate, up),
-        (Op::Add, [a, b]) => elementwise::add(a, b),
-        _ => Err(TensorError::Shape {
-            operation: "apply",
-            expected: "the operation's own number of tensors".into(),
-            found: args.len().to_string(),
-        }),
+    pub(crate) fn kernels(&self) -> &Cpu {
+        &self.0
     }
-    .map(|tensor| vec![tensor])
 }
 
-fn apply_one(engine: &Engine, op: &Op<'_>, args: &[&Tensor]) -> Result<Tensor, TensorError> {
-    let mut outs = apply(engine, op, args)?;
+/// Numbers in a shape, slowest dimension first.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    value: Value,
+    engine: Engine,
+}
+
+/// Where the numbers are.
+#[derive(Clone, Debug)]
+pub(crate) enum Value {
+    /// In memory; f32 or i64.
+    Dense(candle_core::Tensor),
+    /// In memory, as the file stores them.
+    Stored(Arc<Weight>),
+    /// Nowhere yet: a place in a graph.
+    Recorded(Node),
+}
+
+impl Tensor {
+    /// A tensor of these values.
+    ///
+    /// # Errors
+    ///
+    /// When the number of values is not that of the shape.
+    pub fn new(engine: &Engine, values: Vec<f32>, dims: &[usize]) -> Result<Self, TensorError> {
+        Ok(Self::dense(engine, candle_core::Tensor::from_vec(values, dims, &Device::Cpu)?))
+    }
+
+    /// A tensor of these whole numbers.
+    ///
+    /// # Errors
+    ///
+    /// When the number of values is not that of the shape.
+    pub fn whole(engine: &Engine, values: Vec<i64>, dims: &[usize]) -> Result<Self, TensorError> {
+        Ok(Self::dense(engine, candle_core::Tensor::from_vec(values, dims, &Device::Cpu)?))
+    }
+
+    /// A weight, as it is stored.
+    pub fn stored(engine: &Engine, weight: Arc<Weight>) -> Self {
+        Self { value: Value::Stored(weight), engine: engine.clone() }
+    }
+
+    pub(crate) fn dense(engine: &Engine, tensor: candle_core::Tensor) -> Self {
+        Self { value: Value::Dense(tensor), engine: engine.clone() }
+    }
+
+    pub(crate) fn recorded(engine: &Engine, node: Node) -> Self {
+        Self { value: Value::Recorded(node), engine: engine.clone() }
+    }
+
+    pub(crate) fn value(&self) -> &Value {
+        &self.value
+    }
+
+    /// What carries out its operations.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Its shape.
+    pub fn dims(&self) -> &[usize] {
+        match &self.value {
+            Value::Dense(tensor) => tensor.dims(),
+            Value::Stored(weight) => weight.dims(),
+            Value::Recorded(node) => node.dims(),
+        }
+    }
+
+    /// How many elements it has.
+    pub fn count(&self) -> usize {
+        self.dims().iter().product()
+    }
+
+    /// The length of a dimension, counted from the end where negative.
+    ///
+    /// # Errors
+    ///
+    /// When it has no such dimension.
+    pub fn dim(&self, axis: isize) -> Result<usize, TensorError> {
+        Ok(self.dims()[self.axis("dim", axis)?])
+    }
+
+    /// Its shape, where it has that many dimensions.
+    ///
+    /// # Errors
+    ///
+    /// When it has another number of them.
+    pub fn sizes<const N: usize>(&self) -> Result<[usize; N], TensorError> {
+        self.dims().try_into().map_err(|_| shape("sizes", format!("{N} dimensions"), self.dims()))
+    }
+
+    fn axis(&self, operation: &'static str, axis: isize) -> Result<usize, TensorError> {
+        let rank = self.dims().len();
+        let found = if axis < 0 { axis + rank as isize } else { axis };
+        usize::try_from(found)
+            .ok()
+            .filter(|&axis| axis < rank)
+            .ok_or_else(|| shape(operation, format!("a dimension {axis}"), self.dims()))
+    }
+
+    /// What its elements are.
+    pub fn kind(&self) -> Kind {
+        match &self.value {
+            Value::Dense(tensor) if tensor.dtype() == candle_core::DType::I64 => Kind::Whole,
+            Value::Dense(_) | Value::Stored(_) => Kind::Float,
+            Value::Recorded(node) => node.kind(),
+        }
+    }
+
+    /// Whether it is a place in a graph, without values.
+    pub fn is_recorded(&self) -> bool {
+        matches!(self.value, Value::Recorded(_))
+    }
+
+    /// Its values.
+    ///
+    /// # Errors
+    ///
+    /// When it is recorded, or its elements are whole numbers.
+    pub fn to_vec(&self) -> Result<Vec<f32>, TensorError> {
+        self.read(<[f32]>::to_vec)
+    }
+
+    /// Its values.
+    ///
+    /// # Errors
+    ///
+    /// When it is recorded, or its elements are floats.
+    pub fn to_whole(&self) -> Result<Vec<i64>, TensorError> {
+        Ok(self.contiguous("to_whole")?.flatten_all()?.to_vec1()?)
+    }
+
+    /// Lends its values.
+    ///
+    /// # Errors
+    ///
+    /// When it is recorded, or its elements are whole numbers.
+    pub fn read<R>(&self, reader: impl FnOnce(&[f32]) -> R) -> Result<R, TensorError> {
+        eager::read(&self.contiguous("read")?, reader)
+    }
+
+    /// Its values without gaps; weights are unpacked.
+    fn contiguous(&self, operation: &'static str) -> Result<candle_core::Tensor, TensorError> {
+        match &self.value {
+            Value::Dense(tensor) => Ok(tensor.contiguous()?),
+            Value::Stored(weight) => {
+                let values = weight.unpack(self.engine.kernels());
+                Ok(candle_core::Tensor::from_vec(values, weight.dims(), &Device::Cpu)?)
+            }
+            Value::Recorded(_) => Err(TensorError::Recorded { operation }),
+        }
+    }
+}
+
+/// Carries out an operation, or records it: the one place where that is decided.
+pub(crate) fn apply(op: Op, args: &[&Tensor]) -> Result<Vec<Tensor>, TensorError> {
+    let outs = op.infer(args)?;
+    let node = args.iter().find_map(|arg| match &arg.value {
+        Value::Recorded(node) => Some(node),
+        _ => None,
+    });
+    let first = args.first().ok_or_else(|| shape(op.name(), "at least one tensor", &[]))?;
+    match node {
+        Some(node) => node.graph().record(op, args, outs, &first.engine),
+        None => eager::apply(&op, args),
+    }
+}
+
+/// The same, for operations with one result.
+pub(crate) fn apply_one(op: Op, args: &[&Tensor]) -> Result<Tensor, TensorError> {
+    let mut outs = apply(op, args)?;
     outs.pop().ok_or_else(|| shape("apply", "one result", &[]))
 }
 
-fn shape(operation: &'static str, expected: impl ToString, found: &[usize]) -> TensorError {
+pub(crate) fn shape(operation: &'static str, expected: impl ToString, found: &[usize]) -> TensorError {
     TensorError::Shape { operation, expected: expected.to_string(), found: format!("{found:?}") }
 }

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use accel_backends::tensor::{
-    Activation, Angles, AttentionShape, Engine, KeysValues, Linear, QueryRow, RopeStyle, Tensor, Weight,
+    Activation, Angles, AttentionShape, Engine, Keys, KeysValues, Linear, PAGE, QueryRow, RopeStyle, Tensor, Weight,
 };
 use accel_backends::weights::Dtype;
 use candle_core::Device;
@@ -80,7 +80,12 @@ fn weights() -> Vec<(Weight, Vec<f32>)> {
 fn every_format_is_unpacked_exactly() {
     for engine in engines() {
         for (weight, reference) in weights() {
-            assert_eq!(bits(&weight.to_vec(&engine).unwrap()), bits(&reference), "{}", weight.dtype());
+            assert_eq!(
+                bits(&Tensor::stored(&engine, weight.clone().into()).to_vec().unwrap()),
+                bits(&reference),
+                "{}",
+                weight.dtype()
+            );
         }
     }
 }
@@ -90,11 +95,13 @@ fn a_product_is_right_and_the_same_for_every_cut() {
     let engines = engines();
     for (weight, reference) in weights() {
         let (rows, columns, tokens) = (weight.rows(), weight.columns(), 8);
-        let layer = Linear { weight: Arc::new(weight), bias: Some(noise(9, rows)) };
+        let (dtype, weight) = (weight.dtype(), Arc::new(weight));
         let x = noise(7, tokens * columns);
         let run = |engine: &Engine, first: usize, count: usize| {
             let part = x[first * columns..(first + count) * columns].to_vec();
-            Tensor::new(part, &[count, columns]).unwrap().linear(engine, &layer).unwrap().to_vec().unwrap()
+            let bias = Some(Tensor::new(engine, noise(9, rows), &[rows]).unwrap());
+            let layer = Linear { weight: Tensor::stored(engine, weight.clone()), bias };
+            Tensor::new(engine, part, &[count, columns]).unwrap().linear(&layer).unwrap().to_vec().unwrap()
         };
         let whole = run(&engines[0], 0, tokens);
         for (place, value) in whole.iter().enumerate() {
@@ -102,13 +109,13 @@ fn a_product_is_right_and_the_same_for_every_cut() {
             let products =
                 (0..columns).map(|k| f64::from(x[token * columns + k]) * f64::from(reference[row * columns + k]));
             let expected = products.sum::<f64>() + f64::from(noise(9, rows)[row]);
-            assert!((f64::from(*value) - expected).abs() < 1e-4, "{}: {value} {expected}", layer.weight.dtype());
+            assert!((f64::from(*value) - expected).abs() < 1e-4, "{}: {value} {expected}", dtype);
         }
         for engine in &engines {
-            assert_eq!(bits(&run(engine, 0, tokens)), bits(&whole), "{}", layer.weight.dtype());
+            assert_eq!(bits(&run(engine, 0, tokens)), bits(&whole), "{}", dtype);
             for (first, count) in [(0, 1), (3, 1), (2, 2), (1, 5), (7, 1)] {
                 let part = run(engine, first, count);
-                assert_eq!(bits(&part), bits(&whole[first * rows..(first + count) * rows]), "{}", layer.weight.dtype());
+                assert_eq!(bits(&part), bits(&whole[first * rows..(first + count) * rows]), "{}", dtype);
             }
         }
     }
@@ -127,18 +134,34 @@ fn attention_is_right_and_the_same_for_every_cut() {
         (12, Some(70), &scattered),
         (64, None, &scattered),
     ] {
-        let shape = AttentionShape { heads: 4, kv_heads: 2, head, scale: 0.3, window };
+        let shape = AttentionShape { kv_heads: 2, scale: 0.3, window, ..AttentionShape::plain(4, head) };
         let (keys, values) = (noise(1, tokens * 2 * head), noise(2, tokens * 2 * head));
         let q = noise(3, (tokens - past) * 4 * head);
         let run = |engine: &Engine, first: usize, count: usize, kept: usize| {
             let held = kept * 2 * head;
-            let kept =
-                KeysValues { keys: &keys[..held], values: &values[..held], absent: &absent[..absent.len().min(kept)] };
-            let queries: Vec<_> =
-                (0..count).map(|place| QueryRow { sequence: 0, position: past + first + place }).collect();
+            // In pages, and in one piece.
+            fn pages(held: &[f32], page: usize) -> Keys<'_> {
+                Keys::Pages(held.chunks(page).collect())
+            }
+            let page = PAGE * 2 * head;
+            let paged = first % 2 == 0;
+            let kept = KeysValues {
+                keys: if paged { pages(&keys[..held], page) } else { Keys::Whole(&keys[..held]) },
+                values: if paged { pages(&values[..held], page) } else { Keys::Whole(&values[..held]) },
+                absent: &absent[..absent.len().min(kept)],
+                bias: None,
+                queries: count,
+                length: kept,
+            };
+            let query = |place: usize| {
+                let position = past + first + place;
+                let seen = window.map_or(0, |window| (position + 1).saturating_sub(window));
+                QueryRow { sequence: 0, row: place, first: seen, end: position + 1 }
+            };
+            let queries: Vec<_> = (0..count).map(query).collect();
             let q = q[first * 4 * head..(first + count) * 4 * head].to_vec();
-            let q = Tensor::new(q, &[count, 4 * head]).unwrap();
-            q.attention(engine, &shape, &queries, &[kept]).unwrap().to_vec().unwrap()
+            let q = Tensor::new(engine, q, &[count, 4 * head]).unwrap();
+            q.attention_paged(&shape, &queries, &[kept], None).unwrap().to_vec().unwrap()
         };
         let engines = engines();
         let whole = run(&engines[0], 0, tokens - past, tokens);
@@ -171,11 +194,12 @@ fn attention_is_right_and_the_same_for_every_cut() {
 fn elementwise_operations_are_right_and_the_same_everywhere() {
     let gate: Vec<f32> = noise(1, 9001).iter().map(|x| x * 120.0).chain([0.0, -0.0, 1e30, -1e30]).collect();
     let up = noise(2, gate.len());
-    let tensor = |values: &[f32]| Tensor::new(values.to_vec(), &[1, values.len()]).unwrap();
+    let tensor = |engine: &Engine, values: &[f32]| Tensor::new(engine, values.to_vec(), &[1, values.len()]).unwrap();
     let silu = |x: f64| x / (1.0 + (-x).exp());
     let gelu = |x: f64| 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
     for (activation, reference) in [(Activation::Silu, &silu as &dyn Fn(f64) -> f64), (Activation::Gelu, &gelu)] {
-        let run = |engine: &Engine| tensor(&gate).gated(engine, activation, &tensor(&up)).unwrap().to_vec().unwrap();
+        let run =
+            |engine: &Engine| tensor(engine, &gate).gated(activation, &tensor(engine, &up)).unwrap().to_vec().unwrap();
         let whole = run(&Engine::cpu(1).unwrap());
         for ((out, gate), up) in whole.iter().zip(&gate).zip(&up) {
             let expected = reference(f64::from(*gate)) * f64::from(*up);
@@ -186,19 +210,24 @@ fn elementwise_operations_are_right_and_the_same_everywhere() {
         }
         engines().iter().for_each(|engine| assert_eq!(bits(&run(engine)), bits(&whole)));
     }
-    let x = Tensor::new(noise(3, 3 * 45), &[3, 45]).unwrap();
-    let run = |engine: &Engine| x.rms_norm(engine, &noise(4, 45), 1e-5).unwrap().to_vec().unwrap();
+    let run = |engine: &Engine| {
+        let x = Tensor::new(engine, noise(3, 3 * 45), &[3, 45]).unwrap();
+        let weight = Tensor::new(engine, noise(4, 45), &[45]).unwrap();
+        let rms = x.rms_norm(Some(&weight), 1e-5).unwrap().to_vec().unwrap();
+        [rms, x.layer_norm(Some(&weight), Some(&weight), 1e-5).unwrap().to_vec().unwrap()].concat()
+    };
     engines().iter().for_each(|engine| assert_eq!(bits(&run(engine)), bits(&run(&Engine::cpu(1).unwrap()))));
 }
 
 #[test]
 fn both_styles_of_rope_turn_by_the_same_angles() {
     let engine = Engine::cpu(1).unwrap();
-    let angles = Angles { cos: vec![0.8, 0.6], sin: vec![0.6, -0.8] };
-    let x = Tensor::new(vec![1.0, 2.0, 3.0, 4.0], &[1, 4]).unwrap();
-    let halves = x.rope(&engine, &angles, 4, RopeStyle::Halves).unwrap().to_vec().unwrap();
-    let x = Tensor::new(vec![1.0, 3.0, 2.0, 4.0], &[1, 4]).unwrap();
-    let pairs = x.rope(&engine, &angles, 4, RopeStyle::Pairs).unwrap().to_vec().unwrap();
+    let row = |values: &[f32]| Tensor::new(&engine, values.to_vec(), &[1, values.len()]).unwrap();
+    let angles = Angles { cos: row(&[0.8, 0.6]), sin: row(&[0.6, -0.8]) };
+    let x = row(&[1.0, 2.0, 3.0, 4.0]);
+    let halves = x.rope(&angles, 4, RopeStyle::Halves).unwrap().to_vec().unwrap();
+    let x = row(&[1.0, 3.0, 2.0, 4.0]);
+    let pairs = x.rope(&angles, 4, RopeStyle::Pairs).unwrap().to_vec().unwrap();
     assert_eq!([halves[0], halves[2], halves[1], halves[3]], pairs[..]);
     assert!((halves[0] - (0.8 - 1.8)).abs() < 1e-6 && (halves[2] - (2.4 + 0.6)).abs() < 1e-6);
 }
@@ -211,9 +240,10 @@ fn shapes_that_do_not_fit_are_named() {
     let error = Weight::new("w", Dtype::IQ1_S, &[256], vec![0; 50]).unwrap_err().to_string();
     assert_eq!(error, "w: no kernel computes with IQ1_S");
     let weight = Arc::new(Weight::new("w", Dtype::F32, &[2, 3], vec![0; 24]).unwrap());
-    let x = Tensor::new(vec![0.0; 4], &[1, 4]).unwrap();
-    let error = x.linear(&engine, &Linear { weight: weight.clone(), bias: None }).unwrap_err().to_string();
-    assert_eq!(error, "linear: expected [tokens, 3], found [1, 4]");
-    let error = Tensor::embedding(&engine, &weight, &[1, 2]).unwrap_err().to_string();
-    assert_eq!(error, "embedding: 2 is outside the table of 2");
+    let weight = Tensor::stored(&engine, weight);
+    let x = Tensor::new(&engine, vec![0.0; 4], &[1, 4]).unwrap();
+    let error = x.linear(&Linear { weight: weight.clone(), bias: None }).unwrap_err().to_string();
+    assert_eq!(error, "linear: expected [.., k] and weights of [n, k], found [1, 4] [2, 3]");
+    let error = weight.embedding(&Tensor::whole(&engine, vec![1, 2], &[2]).unwrap()).unwrap_err().to_string();
+    assert_eq!(error, "gather: 2 is outside the table of 2");
 }

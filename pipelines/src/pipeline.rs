@@ -8,7 +8,7 @@ use std::sync::Arc;
 use accel_backends::files::ModelFiles;
 use accel_backends::tensor::Engine;
 use accel_backends::weights;
-use accel_models::family::decoder::Decoder;
+use accel_models::model::Model;
 use accel_models::rules::Loader;
 use accel_models::{ModelError, arch};
 use accel_protocol::{Arithmetic, JobError, JobEvent, JobId, JobSpec};
@@ -85,7 +85,7 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
     }
     let tokenizer = Tokenizer::load(&*files, index.gguf())?;
     let engine = Engine::cpu(options.threads).map_err(PipelineError::Engine)?;
-    let loader = Loader { files: &*files, index: &index, rules: model.rules, engine: &engine };
-    let decoder = Decoder::load(&loader, model.spec)?;
-    Ok(Box::new(TextPipeline::new(engine, decoder, tokenizer, index.bytes(), options)))
+    let loader = Loader::new(&*files, &index, model.rules, &engine);
+    let Model::Decoder(decoder) = Model::load(&loader, model.spec)?;
+    Ok(Box::new(TextPipeline::new(engine, *decoder, tokenizer, index.bytes(), options)))
 }

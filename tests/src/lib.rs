@@ -4,7 +4,6 @@
 
 pub mod cluster;
 pub mod command;
-pub mod conformance;
 pub mod failover;
 pub mod fetch;
 pub mod foreign;

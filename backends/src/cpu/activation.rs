@@ -24,34 +24,99 @@ pub fn exp<L: Lanes>(x: L) -> L {
     sum.mul(power.exp2_whole())
 }
 
-/// What a gate goes through.
+/// What elements go through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
+    /// `x`
+    Identity,
     /// `x / (1 + e^-x)`
     Silu,
-    /// `x (1 + erf(x / sqrt(2))) / 2`, exactly so and not the approximation by tanh.
+    /// `x (1 + erf(x / sqrt(2))) / 2`, exactly so and not an approximation.
     Gelu,
+    /// `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`
+    GeluTanh,
+    /// `x / (1 + e^(-1.702 x))`
+    GeluQuick,
+    /// `max(x, 0)`
+    Relu,
+    /// `max(x, 0)^2`
+    Relu2,
+    /// `min(max(x, 0), 6)`
+    Relu6,
+    /// The hyperbolic tangent.
+    Tanh,
+    /// `1 / (1 + e^-x)`
+    Sigmoid,
+    /// `min(max(x / 6 + 1/2, 0), 1)`
+    HardSigmoid,
+    /// `x` times its hard sigmoid.
+    HardSwish,
+    /// `log(1 + e^x)`
+    Softplus,
+    /// `x tanh(log(1 + e^x))`
+    Mish,
+    /// `x`, or below zero `e^x - 1`.
+    Elu,
+    /// `x`, or below zero a part of it.
+    LeakyRelu {
+        /// The part, in hundredths.
+        hundredths: u8,
+    },
 }
 
 impl Cpu {
-    /// `activation(gate) * up`, elementwise.
-    pub fn gated(&self, activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    /// `activation(gate) * up`, elementwise; false where there is no kernel.
+    pub fn gated(&self, activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) -> bool {
         assert!(gate.len() == up.len() && up.len() == out.len(), "the shapes of a gated activation");
+        let Some(scalar) = scalar(activation) else { return false };
+        self.parts(out, &|cpu, range, out| {
+            let (gate, up) = (&gate[range.clone()], &up[range]);
+            match activation {
+                Activation::Silu => cpu.run(Swiglu { gate, up, out }),
+                _ => out.iter_mut().zip(gate).zip(up).for_each(|((out, &gate), &up)| *out = scalar(gate) * up),
+            }
+        });
+        true
+    }
+
+    /// `activation(x)`, elementwise; false where there is no kernel.
+    pub fn activate(&self, activation: Activation, x: &[f32], out: &mut [f32]) -> bool {
+        assert!(x.len() == out.len(), "the shape of an activation");
+        let Some(scalar) = scalar(activation) else { return false };
+        self.parts(out, &|cpu, range, out| match activation {
+            Activation::Silu => cpu.run(Swish { x: &x[range], out }),
+            _ => out.iter_mut().zip(&x[range]).for_each(|(out, &x)| *out = scalar(x)),
+        });
+        true
+    }
+
+    /// Elements in parts, which threads share.
+    fn parts(&self, out: &mut [f32], work: &(dyn Fn(&Self, std::ops::Range<usize>, &mut [f32]) + Sync)) {
         let target = Target(out.as_mut_ptr());
         let (target, length) = (&target, out.len());
         self.pool.run(length.div_ceil(PART), &|part, _scratch| {
             let range = part * PART..length.min((part + 1) * PART);
             // SAFETY: parts are disjoint ranges inside `out`, which is borrowed for as long as they run.
             let out = unsafe { std::slice::from_raw_parts_mut(target.0.add(range.start), range.len()) };
-            let (gate, up) = (&gate[range.clone()], &up[range]);
-            match activation {
-                Activation::Silu => self.run(Swiglu { gate, up, out }),
-                Activation::Gelu => {
-                    out.iter_mut().zip(gate).zip(up).for_each(|((out, &gate), &up)| *out = gelu(gate) * up);
-                }
-            }
+            work(self, range, out);
         });
     }
+}
+
+/// The activation of one number, where there is a kernel.
+fn scalar(activation: Activation) -> Option<fn(f32) -> f32> {
+    Some(match activation {
+        // Vectors of it have a kernel of their own.
+        Activation::Silu => |x| x / (1.0 + libm::expf(-x)),
+        Activation::Gelu => |x| 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)),
+        Activation::GeluTanh => |x| 0.5 * x * (1.0 + libm::tanhf(0.797_884_6 * (x + 0.044_715 * x * x * x))),
+        Activation::GeluQuick => |x| x / (1.0 + libm::expf(-1.702 * x)),
+        Activation::Relu => |x| if x < 0.0 { 0.0 } else { x },
+        Activation::Relu2 => |x| if x < 0.0 { 0.0 } else { x * x },
+        Activation::Tanh => libm::tanhf,
+        Activation::Sigmoid => |x| 1.0 / (1.0 + libm::expf(-x)),
+        _ => return None,
+    })
 }
 
 #[inline(always)]
@@ -59,10 +124,6 @@ fn silu<L: Lanes>(x: L) -> L {
     // Below, the result is smaller than any activation that matters, but the bounded exponential would not make it so.
     let x = L::splat(-88.0).max(x);
     x.div(exp(x.mul(L::splat(-1.0))).add(L::splat(1.0)))
-}
-
-fn gelu(x: f32) -> f32 {
-    0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
 struct Target(*mut f32);
@@ -88,6 +149,26 @@ impl Kernel for Swiglu<'_> {
         }
         for ((&gate, &up), out) in gate_rest.iter().zip(up_rest).zip(out_rest) {
             *out = silu(L::splat(gate)).mul(L::splat(up)).to_array()[0];
+        }
+    }
+}
+
+struct Swish<'a> {
+    x: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Swish<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let (xs, rest) = self.x.as_chunks::<LANES>();
+        let (outs, out_rest) = self.out.as_chunks_mut::<LANES>();
+        for (x, out) in xs.iter().zip(outs) {
+            // SAFETY: each is eight floats.
+            unsafe { silu(L::load(x.as_ptr())).store(out.as_mut_ptr()) };
+        }
+        for (&x, out) in rest.iter().zip(out_rest) {
+            *out = silu(L::splat(x)).to_array()[0];
         }
     }
 }

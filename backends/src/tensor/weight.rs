@@ -1,14 +1,15 @@
 //! Weights as they are stored.
 
-use crate::cpu::can_unpack;
+use crate::cpu::{Cpu, can_unpack};
 use crate::weights::Dtype;
 
-use super::{Engine, Op, Tensor, TensorError, apply_one};
+use super::TensorError;
 
-/// A matrix of weights, kept in the format of its file; vectors have one row.
+/// Weights, kept in the format of their file: a matrix of the first dimension by all others.
 #[derive(Clone, Debug)]
 pub struct Weight {
     dtype: Dtype,
+    dims: Vec<usize>,
     rows: usize,
     columns: usize,
     row_bytes: usize,
@@ -16,18 +17,14 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// A weight of that name and shape: `[n]` or `[rows, columns]`.
+    /// A weight of that name and shape.
     ///
     /// # Errors
     ///
     /// When no kernel computes with the type, or the bytes are not those of the shape.
     pub fn new(name: &str, dtype: Dtype, dims: &[usize], bytes: Vec<u8>) -> Result<Self, TensorError> {
         let fault = |expected: String, found: String| TensorError::Shape { operation: "weight", expected, found };
-        let (rows, columns) = match *dims {
-            [columns] => (1, columns),
-            [rows, columns] => (rows, columns),
-            _ => return Err(fault(format!("{name}: a vector or a matrix"), format!("{dims:?}"))),
-        };
+        let (rows, columns) = flat(dims);
         if !can_unpack(dtype) {
             return Err(TensorError::Dtype { tensor: name.to_owned(), dtype });
         }
@@ -35,7 +32,7 @@ impl Weight {
         let expected = row_bytes.and_then(|row| row.checked_mul(rows));
         match row_bytes {
             Some(row_bytes) if columns > 0 && expected == Some(bytes.len()) => {
-                Ok(Self { dtype, rows, columns, row_bytes, bytes })
+                Ok(Self { dtype, dims: dims.to_vec(), rows, columns, row_bytes, bytes })
             }
             _ => {
                 let expected = format!("{name}: {expected:?} bytes for {dims:?} of {dtype}");
@@ -75,24 +72,46 @@ impl Weight {
         &self.row(row)[begin / block * block_bytes..][..length / block * block_bytes]
     }
 
+    /// Its shape.
+    pub fn dims(&self) -> &[usize] {
+        &self.dims
+    }
+
+    /// A matrix of these values, `[dims[0], rest]`.
+    pub fn from_floats(dims: &[usize], values: &[f32]) -> Self {
+        let (rows, columns) = flat(dims);
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Self { dtype: Dtype::F32, dims: dims.to_vec(), rows, columns, row_bytes: 4 * columns, bytes }
+    }
+
+    /// These rows, copied.
+    pub fn picked(&self, rows: &[usize]) -> Self {
+        let bytes = rows.iter().flat_map(|&row| self.row(row)).copied().collect();
+        let dims = [&[rows.len()], &self.dims[1..]].concat();
+        Self { dims, rows: rows.len(), bytes, ..*self }
+    }
+
+    /// Some rows, copied.
+    pub(crate) fn rows_of(&self, first: usize, count: usize) -> Self {
+        let bytes = self.bytes[first * self.row_bytes..][..count * self.row_bytes].to_vec();
+        let dims = [&[count], &self.dims[1..]].concat();
+        Self { dims, rows: count, bytes, ..*self }
+    }
+
     /// All values, row after row.
-    ///
-    /// # Errors
-    ///
-    /// When the tensor cannot be made.
-    pub fn to_vec(&self, engine: &Engine) -> Result<Vec<f32>, TensorError> {
+    pub(crate) fn unpack(&self, cpu: &Cpu) -> Vec<f32> {
         let ids: Vec<u32> = (0..self.rows as u32).collect();
-        Tensor::embedding(engine, self, &ids)?.to_vec()
+        let mut out = vec![0.0; self.rows * self.columns];
+        cpu.gather(self, &ids, &mut out);
+        out
     }
 }
 
-impl Tensor {
-    /// Rows of a table: `[ids, columns]`.
-    ///
-    /// # Errors
-    ///
-    /// When an id is outside the table.
-    pub fn embedding(engine: &Engine, table: &Weight, ids: &[u32]) -> Result<Self, TensorError> {
-        apply_one(engine, &Op::Embedding { table, ids }, &[])
+/// Rows, and elements of a row; a vector is one row.
+fn flat(dims: &[usize]) -> (usize, usize) {
+    match dims {
+        [] => (1, 1),
+        [columns] => (1, *columns),
+        [rows, rest @ ..] => (*rows, rest.iter().product()),
     }
 }

@@ -9,7 +9,7 @@ use accel_backends::weights::TensorIndex;
 use crate::ModelError;
 use crate::config::Config;
 use crate::rules::{Rule, Rules};
-use crate::spec::{DecoderSpec, HeadSpec};
+use crate::spec::{HeadSpec, LogitsSpec, Spec};
 
 /// A model type in one or both formats.
 #[derive(Debug)]
@@ -27,9 +27,9 @@ pub struct HuggingFace {
     pub model_type: &'static str,
     /// Its classes; a checkpoint that names none is of the first.
     pub classes: &'static [Class],
-    /// Its configuration, with the head that it has as a decoder.
-    pub spec: fn(&Config) -> Result<DecoderSpec, ModelError>,
-    /// Where its stack lies in a checkpoint of the stack alone.
+    /// What its configuration says, for a class with that head.
+    pub spec: fn(&Config, HeadKind) -> Result<Spec, ModelError>,
+    /// Where the model lies in a checkpoint of the model without head.
     pub stack: &'static [Rule],
     /// Where its heads lie.
     pub heads: &'static [Rule],
@@ -67,7 +67,7 @@ pub struct Gguf {
     /// The `general.architecture` of its metadata.
     pub architecture: &'static str,
     /// Its configuration.
-    pub spec: fn(&Config, &TensorIndex) -> Result<DecoderSpec, ModelError>,
+    pub spec: fn(&Config, &TensorIndex) -> Result<Spec, ModelError>,
     /// Its weights.
     pub rules: Rules,
 }
@@ -79,7 +79,7 @@ pub const ALL: &[&Arch] = &[&decoder::llama::ARCH, &decoder::mistral::ARCH];
 #[derive(Debug)]
 pub struct Description {
     /// What it is made of.
-    pub spec: DecoderSpec,
+    pub spec: Spec,
     /// Where its weights lie.
     pub rules: Rules,
     class: &'static str,
@@ -93,7 +93,7 @@ impl Description {
     ///
     /// When it has not.
     pub fn generating(self) -> Result<Self, ModelError> {
-        if let HeadSpec::NextToken { .. } = self.spec.head {
+        if matches!(&self.spec, Spec::Decoder(spec) if matches!(spec.head, HeadSpec::NextToken(_))) {
             return Ok(self);
         }
         let supported = self.classes.iter().filter(|class| class.head == HeadKind::NextToken);
@@ -126,18 +126,22 @@ pub fn describe(files: &dyn ModelFiles, index: &TensorIndex) -> Result<Descripti
     let class = classes.iter().find(|class| names.is_empty() || names.iter().any(|name| name == class.name));
     let supported = || classes.iter().map(|class| class.name).collect();
     let class = class.ok_or_else(|| unsupported("the class", names.join(", "), supported()))?;
-    let mut spec = (arch.spec)(&config)?;
-    spec.head = match class.head {
-        HeadKind::States => HeadSpec::States,
-        HeadKind::NextToken => spec.head,
-        HeadKind::SequenceLabels => {
-            HeadSpec::SequenceLabels { labels: labels(&config)?, padding: config.optional_integer("pad_token_id")? }
-        }
-        HeadKind::TokenLabels => HeadSpec::TokenLabels { labels: labels(&config)? },
-        HeadKind::Span => HeadSpec::Span,
-    };
+    let spec = (arch.spec)(&config, class.head)?;
     let rules = Rules { base: class.base, stack: arch.stack, heads: arch.heads };
     Ok(Description { spec, rules, class: class.name, classes })
+}
+
+/// The head of a decoder.
+fn decoder_head(config: &Config, kind: HeadKind, logits: LogitsSpec) -> Result<HeadSpec, ModelError> {
+    Ok(match kind {
+        HeadKind::States => HeadSpec::States,
+        HeadKind::NextToken => HeadSpec::NextToken(logits),
+        HeadKind::SequenceLabels => {
+            HeadSpec::SequenceLabels { labels: labels(config)?, padding: config.optional_integer("pad_token_id")? }
+        }
+        HeadKind::TokenLabels => HeadSpec::TokenLabels { labels: labels(config)?, bias: true },
+        HeadKind::Span => HeadSpec::Span,
+    })
 }
 
 /// How many labels a classifier has: the names of labels count before the number (`configuration_utils.py`).

@@ -1,9 +1,10 @@
-//! The state that a forward pass takes and leaves: keys and values of the positions so far.
+//! The state that a forward pass takes and leaves: keys and values of the positions so far, and what else layers carry.
 //!
 //! It is an explicit argument, so that a stage, a test or another peer can hold it. Layers are counted over the whole
-//! model, sequences by slot.
+//! model, sequences by slot. Keys and values lie in pages, so that a sequence grows without moving; while a pass is
+//! recorded they are tensors of the graph instead.
 
-use accel_backends::tensor::{KeysValues, Tensor};
+use accel_backends::tensor::{Keys, PAGE, Tensor};
 
 use crate::ModelError;
 
@@ -21,29 +22,63 @@ pub struct Row {
     pub horizon: usize,
 }
 
+impl Row {
+    /// Whole sequences, each from its beginning.
+    pub fn whole(lengths: impl IntoIterator<Item = usize>) -> Vec<Self> {
+        let row = |(slot, len)| Self { len, past: 0, slot, horizon: len };
+        lengths.into_iter().enumerate().map(row).collect()
+    }
+}
+
 /// The state of all layers.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     layers: Vec<LayerState>,
-    absent: Vec<Vec<bool>>,
+    slots: Vec<Slot>,
 }
 
-/// The state of one layer: keys and values of each slot.
+/// What all layers know of one sequence.
+#[derive(Clone, Debug, Default)]
+struct Slot {
+    /// Positions that no token sees.
+    absent: Vec<bool>,
+    /// Positions that were read.
+    length: usize,
+}
+
+/// The state of one layer.
 #[derive(Clone, Debug, Default)]
 pub struct LayerState {
     slots: Vec<Kept>,
+    /// Of each slot what the layer carries from token to token.
+    carries: Vec<Vec<Tensor>>,
+    across: Vec<Option<Across>>,
 }
 
+/// Keys and values of what a sequence is made from, for attention across.
+#[derive(Clone, Debug)]
+pub struct Across {
+    /// `[positions, width]`
+    pub keys: Tensor,
+    /// `[positions, width]`
+    pub values: Tensor,
+    /// Which positions no token sees.
+    pub absent: Vec<bool>,
+}
+
+/// Keys and values of one sequence in one layer.
 #[derive(Clone, Debug, Default)]
 struct Kept {
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    length: usize,
+    keys: Vec<Box<[f32]>>,
+    values: Vec<Box<[f32]>>,
+    recorded: Option<(Tensor, Tensor)>,
 }
 
 impl State {
     /// The state of so many layers, without sequences.
     pub fn new(layers: usize) -> Self {
-        Self { layers: vec![LayerState::default(); layers], absent: Vec::new() }
+        Self { layers: vec![LayerState::default(); layers], slots: Vec::new() }
     }
 
     /// The state of a layer.
@@ -51,31 +86,63 @@ impl State {
         self.layers.get_mut(layer)
     }
 
+    fn slot(&mut self, slot: usize) -> &mut Slot {
+        if self.slots.len() <= slot {
+            self.slots.resize_with(slot + 1, Slot::default);
+        }
+        &mut self.slots[slot]
+    }
+
     /// Says which positions of a sequence are padding, that no token sees; those beyond the end are seen.
     pub fn hide(&mut self, slot: usize, absent: Vec<bool>) {
-        if self.absent.len() <= slot {
-            self.absent.resize_with(slot + 1, Vec::new);
-        }
-        self.absent[slot] = absent;
+        self.slot(slot).absent = absent;
     }
 
     /// Which positions of a sequence no token sees.
     pub fn absent(&self, slot: usize) -> &[bool] {
-        self.absent.get(slot).map_or(&[], Vec::as_slice)
+        self.slots.get(slot).map_or(&[], |slot| slot.absent.as_slice())
+    }
+
+    /// Says that the tokens of a pass were read.
+    pub fn advance(&mut self, rows: &[Row]) {
+        for row in rows {
+            self.slot(row.slot).length = row.past + row.len;
+        }
+    }
+
+    /// The rows that read one more token of each sequence.
+    pub fn next_rows(&self) -> Vec<Row> {
+        let row = |(slot, kept): (usize, &Slot)| Row { len: 1, past: kept.length, slot, horizon: kept.length };
+        self.slots.iter().enumerate().map(row).collect()
     }
 
     /// Forgets a sequence and gives its memory back.
     pub fn clear(&mut self, slot: usize) {
-        if let Some(absent) = self.absent.get_mut(slot) {
-            *absent = Vec::new();
+        if let Some(slot) = self.slots.get_mut(slot) {
+            *slot = Slot::default();
         }
-        for kept in self.layers.iter_mut().filter_map(|layer| layer.slots.get_mut(slot)) {
-            *kept = Kept::default();
+        for layer in &mut self.layers {
+            if let Some(kept) = layer.slots.get_mut(slot) {
+                *kept = Kept::default();
+            }
+            if let Some(carries) = layer.carries.get_mut(slot) {
+                carries.clear();
+            }
+            if let Some(across) = layer.across.get_mut(slot) {
+                *across = None;
+            }
         }
     }
 }
 
 impl LayerState {
+    fn kept_of(&mut self, slot: usize) -> &mut Kept {
+        if self.slots.len() <= slot {
+            self.slots.resize_with(slot + 1, Kept::default);
+        }
+        &mut self.slots[slot]
+    }
+
     /// Keeps the keys and values of a pass: `[tokens, width]` each, the rows one after the other.
     ///
     /// Positions from a row's `past` on are overwritten.
@@ -84,38 +151,116 @@ impl LayerState {
     ///
     /// When a row's past is not kept.
     pub fn keep(&mut self, rows: &[Row], keys: &Tensor, values: &Tensor) -> Result<(), ModelError> {
-        let width = keys.dims().last().copied().unwrap_or(0);
         let mut first = 0;
         for row in rows {
-            if self.slots.len() <= row.slot {
-                self.slots.resize_with(row.slot + 1, Kept::default);
+            let kept = self.kept_of(row.slot);
+            if kept.length < row.past {
+                return Err(not_kept(row.past, kept.length));
             }
-            let kept = &mut self.slots[row.slot];
-            if kept.keys.len() < row.past * width {
-                let found = format!("{} kept", kept.keys.len() / width.max(1));
-                return Err(ModelError::State {
-                    place: "kv cache",
-                    expected: format!("{} positions", row.past),
-                    found,
-                });
-            }
-            let range = first * width..(first + row.len) * width;
-            for (kept, new) in [(&mut kept.keys, keys), (&mut kept.values, values)] {
-                kept.truncate(row.past * width);
-                new.read(|new| kept.extend_from_slice(&new[range.clone()])).map_err(ModelError::at("kv cache"))?;
+            kept.length = row.past + row.len;
+            for (pages, new) in [(&mut kept.keys, keys), (&mut kept.values, values)] {
+                let width = new.dims().last().copied().unwrap_or(0);
+                pages.truncate(kept.length.div_ceil(PAGE));
+                while pages.len() < kept.length.div_ceil(PAGE) {
+                    pages.push(vec![0.0; PAGE * width].into_boxed_slice());
+                }
+                let write = |new: &[f32]| {
+                    for place in 0..row.len {
+                        let position = row.past + place;
+                        let to = &mut pages[position / PAGE][position % PAGE * width..][..width];
+                        to.copy_from_slice(&new[(first + place) * width..][..width]);
+                    }
+                };
+                new.read(write).map_err(ModelError::at("kv cache"))?;
             }
             first += row.len;
         }
         Ok(())
     }
 
-    /// What is kept of each row's sequence, in the order of the rows, and which of its positions are absent.
-    pub fn kept<'a>(&'a self, rows: &[Row], absent: &'a [Vec<bool>]) -> Vec<KeysValues<'a>> {
-        let kept = |(row, absent): (&Row, &'a Vec<bool>)| {
-            let (keys, values) =
-                self.slots.get(row.slot).map_or((&[][..], &[][..]), |kept| (&kept.keys[..], &kept.values[..]));
-            KeysValues { keys, values, absent }
+    /// The kept keys and values of a sequence.
+    pub fn kept(&self, slot: usize) -> (Keys<'_>, Keys<'_>) {
+        let pages = |of: fn(&Kept) -> &Vec<Box<[f32]>>| {
+            Keys::Pages(
+                self.slots.get(slot).map_or_else(Vec::new, |kept| of(kept).iter().map(|page| &page[..]).collect()),
+            )
         };
-        rows.iter().zip(absent).map(kept).collect()
+        (pages(|kept| &kept.keys), pages(|kept| &kept.values))
     }
+
+    /// Keeps the keys and values of a pass that is recorded, and answers all of each row's: `[past + len, width]`.
+    ///
+    /// # Errors
+    ///
+    /// When a row's past is not kept.
+    pub fn keep_recorded(
+        &mut self,
+        rows: &[Row],
+        keys: &Tensor,
+        values: &Tensor,
+    ) -> Result<Vec<(Tensor, Tensor)>, ModelError> {
+        let mut first = 0;
+        let mut all = Vec::with_capacity(rows.len());
+        for row in rows {
+            let kept = self.kept_of(row.slot);
+            let past = match &kept.recorded {
+                Some((keys, values)) if keys.dims()[0] >= row.past => Some((keys, values)),
+                None if row.past == 0 => None,
+                other => return Err(not_kept(row.past, other.as_ref().map_or(0, |(keys, _)| keys.dims()[0]))),
+            };
+            let joined = |new: &Tensor, past: Option<&Tensor>| {
+                let new = new.narrow(0, first, row.len)?;
+                match past {
+                    Some(past) => Tensor::concat(&[past.narrow(0, 0, row.past)?, new], 0),
+                    None => Ok(new),
+                }
+            };
+            let keys = joined(keys, past.map(|past| past.0)).map_err(ModelError::at("kv cache"))?;
+            let values = joined(values, past.map(|past| past.1)).map_err(ModelError::at("kv cache"))?;
+            kept.recorded = Some((keys.clone(), values.clone()));
+            all.push((keys, values));
+            first += row.len;
+        }
+        Ok(all)
+    }
+
+    /// What a sequence carries from token to token; none at its beginning.
+    pub fn carries(&self, slot: usize) -> Option<&[Tensor]> {
+        self.carries.get(slot).map(Vec::as_slice).filter(|carries| !carries.is_empty())
+    }
+
+    /// Keeps what a sequence carries.
+    pub fn carry(&mut self, slot: usize, carries: Vec<Tensor>) {
+        if self.carries.len() <= slot {
+            self.carries.resize_with(slot + 1, Vec::new);
+        }
+        self.carries[slot] = carries;
+    }
+
+    /// What a sequence is made from.
+    pub fn across(&self, slot: usize) -> Option<&Across> {
+        self.across.get(slot).and_then(Option::as_ref)
+    }
+
+    /// Keeps what a sequence is made from.
+    pub fn keep_across(&mut self, slot: usize, across: Across) {
+        if self.across.len() <= slot {
+            self.across.resize_with(slot + 1, || None);
+        }
+        self.across[slot] = Some(across);
+    }
+
+    /// Every tensor of a graph that the layer keeps of a sequence, to be exchanged for another of its shape.
+    pub fn tensors_mut(&mut self, slot: usize) -> Vec<&mut Tensor> {
+        let mut all = Vec::new();
+        if let Some((keys, values)) = self.slots.get_mut(slot).and_then(|kept| kept.recorded.as_mut()) {
+            all.extend([keys, values]);
+        }
+        all.extend(self.carries.get_mut(slot).into_iter().flatten());
+        all
+    }
+}
+
+fn not_kept(expected: usize, found: usize) -> ModelError {
+    ModelError::State { place: "kv cache", expected: format!("{expected} positions"), found: format!("{found} kept") }
 }

@@ -33,6 +33,12 @@ pub enum ModelError {
         /// What would do.
         supported: String,
     },
+    /// An input is not there.
+    #[error("the input {name} is missing")]
+    MissingInput {
+        /// Its name.
+        name: String,
+    },
     /// A tensor is not there.
     #[error("{name}: expected a tensor {from:?}, found none")]
     MissingTensor {
@@ -72,6 +78,22 @@ pub enum ModelError {
 }
 
 impl ModelError {
+    /// An input of the wrong shape.
+    pub(crate) fn input(name: &str, expected: &str, found: &[usize]) -> Self {
+        let source =
+            TensorError::Shape { operation: "input", expected: expected.to_owned(), found: format!("{found:?}") };
+        Self::Tensor { place: name.to_owned(), source }
+    }
+
+    /// A model was to generate that does not.
+    pub(crate) fn no_generation() -> Self {
+        Self::Unsupported {
+            what: "generation by".into(),
+            found: "a model without logits of the next token".into(),
+            supported: "models that have them".into(),
+        }
+    }
+
     /// Adds the part of the model to an operation's error.
     pub(crate) fn at(place: impl Into<String>) -> impl FnOnce(TensorError) -> Self {
         let place = place.into();

@@ -1,6 +1,9 @@
-//! The blocks that layers are made of, one file each.
+//! The parts that layers are made of, each written once.
 
 pub mod attention;
+pub mod bias;
+pub mod embed;
 pub mod mlp;
+pub mod moe;
 pub mod norm;
 pub mod rope;

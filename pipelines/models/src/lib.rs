@@ -9,6 +9,7 @@ pub mod cache;
 pub mod config;
 pub mod family;
 pub mod layers;
+pub mod model;
 pub mod rules;
 pub mod spec;
 pub mod stack;

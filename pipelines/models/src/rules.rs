@@ -3,20 +3,51 @@
 use std::sync::Arc;
 
 use accel_backends::files::ModelFiles;
-use accel_backends::tensor::{Engine, Linear, Weight};
+use accel_backends::tensor::{Engine, Linear, Tensor, Weight};
 use accel_backends::weights::{TensorIndex, TensorInfo, read_tensor};
 
 use crate::ModelError;
 
-/// A part of a model and its name in the files; `{}` stands for the number of the layer.
+/// A part of a model and its name in the files; each `{}` stands for a number, of a layer or an expert.
 ///
-/// A rule names a module: `.weight` and `.bias` follow in both.
+/// A rule names a module, `.weight` and `.bias` follow in both, or a whole tensor, or what several names begin with, where
+/// both end in a dot.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     /// The name in the model.
     pub to: &'static str,
     /// The name in the file.
     pub from: &'static str,
+    /// What is done to the tensor.
+    pub how: How,
+}
+
+/// What is done to a tensor when it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// Nothing.
+    AsIs,
+    /// A matrix that the file has as `[inputs, outputs]`.
+    Transposed,
+    /// One is added to a weight, which the file has as the difference from one.
+    AddOne,
+}
+
+impl Rule {
+    /// A tensor of another name.
+    pub const fn new(to: &'static str, from: &'static str) -> Self {
+        Self { to, from, how: How::AsIs }
+    }
+
+    /// A matrix of another name that the file has transposed.
+    pub const fn transposed(to: &'static str, from: &'static str) -> Self {
+        Self { to, from, how: How::Transposed }
+    }
+
+    /// A weight of another name that the file has less one.
+    pub const fn add_one(to: &'static str, from: &'static str) -> Self {
+        Self { to, from, how: How::AddOne }
+    }
 }
 
 /// The rules of one class of one model type in one format.
@@ -24,13 +55,14 @@ pub struct Rule {
 pub struct Rules {
     /// What the names of the stack begin with in the file.
     pub base: &'static str,
-    /// The stack.
+    /// The model without its head.
     pub stack: &'static [Rule],
-    /// What is made of the stack's states.
+    /// Its head.
     pub heads: &'static [Rule],
 }
 
 /// Reads weights by their names in the model.
+#[derive(Clone)]
 pub struct Loader<'a> {
     /// The model's files.
     pub files: &'a dyn ModelFiles,
@@ -38,27 +70,45 @@ pub struct Loader<'a> {
     pub index: &'a TensorIndex,
     /// Where they lie.
     pub rules: Rules,
-    /// What unpacks vectors.
+    /// What will compute with them.
     pub engine: &'a Engine,
+    /// What the names of this part of the model begin with; empty for the whole.
+    pub part: String,
 }
 
-impl Loader<'_> {
-    /// A matrix `[rows, columns]`, as it is stored.
-    ///
-    /// # Errors
-    ///
-    /// When it is missing, of another shape, or cannot be read.
-    pub fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Arc<Weight>, ModelError> {
-        self.weight(name, "weight", &[rows, columns]).map(Arc::new)
+impl<'a> Loader<'a> {
+    /// A loader of a whole model.
+    pub fn new(files: &'a dyn ModelFiles, index: &'a TensorIndex, rules: Rules, engine: &'a Engine) -> Self {
+        Self { files, index, rules, engine, part: String::new() }
     }
 
-    /// A vector of `length`, unpacked.
+    /// The loader of a part: its names begin with `name` and a dot.
+    #[must_use]
+    pub fn part(&self, name: &str) -> Self {
+        Self { part: format!("{}{name}.", self.part), ..self.clone() }
+    }
+
+    /// The full name of something in this part, for errors.
+    pub fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.part)
+    }
+
+    /// A weight `[outputs, inputs, ..]`, as it is stored.
     ///
     /// # Errors
     ///
     /// When it is missing, of another shape, or cannot be read.
-    pub fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, ModelError> {
-        self.unpacked(name, "weight", length)
+    pub fn weight(&self, name: &str, dims: &[usize]) -> Result<Tensor, ModelError> {
+        self.tensor(&format!("{name}.weight"), dims)
+    }
+
+    /// A vector of `length`.
+    ///
+    /// # Errors
+    ///
+    /// When it is missing, of another shape, or cannot be read.
+    pub fn vector(&self, name: &str, length: usize) -> Result<Tensor, ModelError> {
+        self.weight(name, &[length])
     }
 
     /// A linear layer from `inputs` to `outputs`.
@@ -67,43 +117,129 @@ impl Loader<'_> {
     ///
     /// When a tensor is missing, of another shape, or cannot be read.
     pub fn linear(&self, name: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Linear, ModelError> {
-        let weight = self.matrix(name, outputs, inputs)?;
-        let bias = if bias { Some(self.unpacked(name, "bias", outputs)?) } else { None };
+        self.layer(name, &[outputs, inputs], bias)
+    }
+
+    /// A weight of any shape with perhaps a bias of its first dimension: a convolution `[outputs, inputs, taps..]`.
+    ///
+    /// # Errors
+    ///
+    /// When a tensor is missing, of another shape, or cannot be read.
+    pub fn layer(&self, name: &str, dims: &[usize], bias: bool) -> Result<Linear, ModelError> {
+        let weight = self.weight(name, dims)?;
+        let bias = if bias { Some(self.tensor(&format!("{name}.bias"), &dims[..1])?) } else { None };
         Ok(Linear { weight, bias })
     }
 
-    fn unpacked(&self, name: &str, suffix: &str, length: usize) -> Result<Vec<f32>, ModelError> {
-        self.weight(name, suffix, &[length])?.to_vec(self.engine).map_err(ModelError::at(name))
+    /// Some rows of a matrix `[rows, columns]`, as they are stored; and of its bias.
+    ///
+    /// # Errors
+    ///
+    /// When a tensor is missing, of another shape, or cannot be read.
+    pub fn rows(&self, name: &str, dims: [usize; 2], picked: &[usize], bias: bool) -> Result<Linear, ModelError> {
+        let whole = self.layer(name, &dims, bias)?;
+        let at = || ModelError::at(self.name(name));
+        let weight = match whole.weight.as_stored() {
+            Some(weight) => Tensor::stored(self.engine, Arc::new(weight.picked(picked))),
+            None => whole.weight.pick(0, picked).map_err(at())?,
+        };
+        let bias = whole.bias.map(|bias| bias.pick(0, picked)).transpose().map_err(at())?;
+        Ok(Linear { weight, bias })
     }
 
-    fn weight(&self, name: &str, suffix: &str, dims: &[usize]) -> Result<Weight, ModelError> {
-        let tensor = self.find(name, suffix)?;
-        if tensor.dims != dims {
-            let (name, found) = (full_name(name, suffix), tensor.dims.clone());
-            return Err(ModelError::TensorShape { name, expected: dims.to_vec(), found });
+    /// A tensor by its whole name.
+    ///
+    /// # Errors
+    ///
+    /// When it is missing, of another shape, or cannot be read.
+    pub fn tensor(&self, name: &str, dims: &[usize]) -> Result<Tensor, ModelError> {
+        let (from, how) = self.find(name);
+        let found = self.index.get(&from).ok_or_else(|| ModelError::MissingTensor { name: self.name(name), from })?;
+        let stored_dims: Vec<usize> = match how {
+            How::Transposed => dims.iter().rev().copied().collect(),
+            _ => dims.to_vec(),
+        };
+        if found.dims != stored_dims {
+            let found = found.dims.clone();
+            return Err(ModelError::TensorShape { name: self.name(name), expected: stored_dims, found });
         }
+        self.read(name, found, how)
+    }
+
+    /// A tensor by its whole name, of whatever shape.
+    ///
+    /// # Errors
+    ///
+    /// When it is missing or cannot be read.
+    pub fn any_tensor(&self, name: &str) -> Result<Tensor, ModelError> {
+        let (from, how) = self.find(name);
+        let found = self.index.get(&from).ok_or_else(|| ModelError::MissingTensor { name: self.name(name), from })?;
+        self.read(name, found, how)
+    }
+
+    /// Whether the file has a tensor, by its whole name in the model.
+    pub fn has(&self, name: &str) -> bool {
+        self.index.get(&self.find(name).0).is_some()
+    }
+
+    fn read(&self, name: &str, tensor: &TensorInfo, how: How) -> Result<Tensor, ModelError> {
+        let at = || ModelError::at(self.name(name));
         let bytes = read_tensor(self.files, tensor)?;
-        Weight::new(&tensor.name, tensor.dtype, dims, bytes).map_err(ModelError::at(name))
+        let weight = Weight::new(&tensor.name, tensor.dtype, &tensor.dims, bytes).map_err(at())?;
+        let stored = Tensor::stored(self.engine, Arc::new(weight));
+        // Vectors are small and go through operations that want floats.
+        let dense = || Tensor::new(self.engine, stored.to_vec()?, stored.dims());
+        match how {
+            How::AsIs if tensor.dims.len() < 2 => dense(),
+            How::AsIs => Ok(stored.clone()),
+            How::AddOne => dense().and_then(|dense| dense.shift(1.0)),
+            How::Transposed => {
+                let turned = dense().and_then(|dense| dense.transpose(0, 1)).and_then(|turned| {
+                    let (dims, values) = (turned.dims().to_vec(), turned.to_vec()?);
+                    Ok(Tensor::stored(self.engine, Arc::new(Weight::from_floats(&dims, &values))))
+                });
+                return turned.map_err(at());
+            }
+        }
+        .map_err(at())
     }
 
-    fn find(&self, name: &str, suffix: &str) -> Result<&TensorInfo, ModelError> {
-        let stack =
-            self.rules.stack.iter().find_map(|rule| rename(rule, name)).map(|from| self.rules.base.to_owned() + &from);
-        let from = stack.or_else(|| self.rules.heads.iter().find_map(|rule| rename(rule, name)));
-        let from = from.map_or_else(|| "(no rule)".to_owned(), |from| format!("{from}.{suffix}"));
-        let missing = || ModelError::MissingTensor { name: full_name(name, suffix), from: from.clone() };
-        self.index.get(&from).ok_or_else(missing)
+    /// The name in the file, and what is done to the tensor. A name without a rule is its own.
+    fn find(&self, name: &str) -> (String, How) {
+        let name = self.name(name);
+        let stack = self.rules.stack.iter().find_map(|rule| Some((rename(rule, &name)?, rule.how)));
+        if let Some((from, how)) = stack {
+            return (format!("{}{from}", self.rules.base), how);
+        }
+        let head = self.rules.heads.iter().find_map(|rule| Some((rename(rule, &name)?, rule.how)));
+        head.unwrap_or((name, How::AsIs))
     }
 }
 
-fn full_name(name: &str, suffix: &str) -> String {
-    if suffix == "weight" { name.to_owned() } else { format!("{name}.{suffix}") }
-}
-
+/// The name in the file that a rule gives to a name in the model.
 fn rename(rule: &Rule, name: &str) -> Option<String> {
-    let Some((before, after)) = rule.to.split_once("{}") else {
-        return (rule.to == name).then(|| rule.from.to_owned());
-    };
-    let number = name.strip_prefix(before)?.strip_suffix(after)?;
-    number.bytes().all(|byte| byte.is_ascii_digit()).then(|| rule.from.replace("{}", number))
+    let (mut rest, mut numbers) = (name, Vec::new());
+    let mut pieces = rule.to.split("{}");
+    rest = rest.strip_prefix(pieces.next()?)?;
+    for piece in pieces {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        if digits == 0 {
+            return None;
+        }
+        numbers.push(&rest[..digits]);
+        rest = rest[digits..].strip_prefix(piece)?;
+    }
+    let prefix = rule.to.is_empty() || rule.to.ends_with('.');
+    if !prefix && !rest.is_empty() && !matches!(rest, ".weight" | ".bias") {
+        return None;
+    }
+    let mut from = String::new();
+    let mut numbers = numbers.into_iter();
+    for (place, piece) in rule.from.split("{}").enumerate() {
+        if place > 0 {
+            from += numbers.next().unwrap_or_default();
+        }
+        from += piece;
+    }
+    Some(from + rest)
 }

@@ -1,6 +1,13 @@
 //! What a model is made of, as nested values: everything that code needs to know, and no name of a model type.
 
-pub use accel_backends::tensor::{Activation, RopeStyle};
+pub use accel_backends::tensor::{Activation, NormKind, RopeStyle};
+
+/// A model of one of the families.
+#[derive(Clone, Debug)]
+pub enum Spec {
+    /// A decoder of text.
+    Decoder(Box<DecoderSpec>),
+}
 
 /// A decoder of text.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,15 +21,12 @@ pub struct DecoderSpec {
 }
 
 /// What is made of a stack's states: a class of checkpoints has one kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum HeadSpec {
     /// Nothing: the states themselves.
     States,
     /// Logits of the next token.
-    NextToken {
-        /// Whether the matrix is the table of embeddings.
-        tied: bool,
-    },
+    NextToken(LogitsSpec),
     /// Logits of a sequence's labels, from its last token that is no padding.
     SequenceLabels {
         /// How many labels.
@@ -34,44 +38,224 @@ pub enum HeadSpec {
     TokenLabels {
         /// How many labels.
         labels: usize,
+        /// Whether the layer has a bias.
+        bias: bool,
     },
     /// For each token, logits of being the first and the last of an answer.
     Span,
 }
 
+/// Logits of tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogitsSpec {
+    /// Whether the matrix is the table of embeddings.
+    pub tied: bool,
+    /// Whether there is a bias.
+    pub bias: bool,
+    /// Factor of the logits.
+    pub scale: f32,
+    /// Logits are bent to stay below it.
+    pub softcap: Option<f32>,
+}
+
+impl LogitsSpec {
+    /// Plain ones.
+    pub fn plain(tied: bool) -> Self {
+        Self { tied, bias: false, scale: 1.0, softcap: None }
+    }
+}
+
 /// A stack of layers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StackSpec {
-    /// Tokens in the vocabulary.
-    pub vocabulary: usize,
     /// Elements of a token's state.
     pub hidden: usize,
+    /// What makes states of tokens.
+    pub embed: EmbedSpec,
+    /// Whether a token sees later ones.
+    pub causal: bool,
     /// The ways of turning positions, which layers refer to by index.
     pub ropes: Vec<RopeSpec>,
+    /// What distance adds to the scores of all layers.
+    pub bias: BiasSpec,
     /// The layers.
     pub layers: Vec<LayerSpec>,
     /// The norm after the last layer.
-    pub final_norm: NormSpec,
+    pub final_norm: Option<NormSpec>,
+}
+
+/// What makes states of tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EmbedSpec {
+    /// Tokens in the vocabulary.
+    pub vocabulary: usize,
+    /// Elements of an embedding; where they are not those of a state, a linear layer follows.
+    pub width: usize,
+    /// Factor of the embeddings.
+    pub scale: f32,
+    /// What is added for positions.
+    pub positions: PositionSpec,
+    /// How many types of tokens have an embedding of their own, added too.
+    pub types: usize,
+    /// The norm of the sum.
+    pub norm: Option<NormSpec>,
+}
+
+impl EmbedSpec {
+    /// A table alone.
+    pub fn plain(vocabulary: usize, width: usize) -> Self {
+        Self { vocabulary, width, scale: 1.0, positions: PositionSpec::None, types: 0, norm: None }
+    }
+}
+
+/// What is added to embeddings for positions.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PositionSpec {
+    /// Nothing.
+    None,
+    /// Rows of a table that was learned.
+    Learned {
+        /// Its rows.
+        rows: usize,
+        /// The row of the first position.
+        first: usize,
+        /// The id of padding, where positions count only tokens that are none.
+        padding: Option<i64>,
+    },
+    /// Sines, then cosines, of falling frequencies.
+    Sinusoids {
+        /// The first position's number.
+        first: usize,
+        /// Whether the slowest wave has the whole period of 10,000, or the step before it.
+        layout: SinusoidLayout,
+    },
+}
+
+/// How sinusoids lie in an embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SinusoidLayout {
+    /// All sines, then all cosines, frequencies by `10000^(-i / (half - 1))`.
+    Halves,
+    /// All sines, then all cosines, frequencies by `10000^(-2i / width)`.
+    HalvesEven,
+    /// Sine and cosine in turn, frequencies by `10000^(-2i / width)`.
+    Pairs,
+}
+
+/// What distance adds to the scores.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BiasSpec {
+    /// Nothing.
+    None,
+    /// A slope of each head times the key's position (<https://arxiv.org/abs/2108.12409>).
+    Alibi {
+        /// Heads of queries.
+        heads: usize,
+        /// Factor of the slopes.
+        scale: f32,
+    },
+    /// A learned number of each head and bucket of distances (<https://arxiv.org/abs/1910.10683>).
+    Buckets {
+        /// Heads of queries.
+        heads: usize,
+        /// How many buckets.
+        buckets: usize,
+        /// Distances from here on share the last bucket.
+        largest: usize,
+    },
 }
 
 /// A layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerSpec {
-    /// The norm before attention.
-    pub attention_norm: NormSpec,
     /// How tokens see each other.
-    pub attention: AttentionSpec,
-    /// The norm before the feed-forward part.
-    pub mlp_norm: NormSpec,
-    /// The feed-forward part.
-    pub mlp: MlpSpec,
+    pub mixer: MixerSpec,
+    /// How they see what the sequence is made from.
+    pub cross: Option<AttentionSpec>,
+    /// What each goes through.
+    pub ffn: FfnSpec,
+    /// The norms.
+    pub norms: NormsSpec,
+    /// How the parts add up.
+    pub residual: ResidualSpec,
+    /// Factor of what a part adds.
+    pub residual_scale: f32,
 }
 
-/// A root-mean-square norm.
+/// The norms of a layer, each where it has one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NormsSpec {
+    /// Before the mixer.
+    pub mixer: Option<NormSpec>,
+    /// Of what the mixer gives.
+    pub mixer_out: Option<NormSpec>,
+    /// After the mixer was added.
+    pub mixer_sum: Option<NormSpec>,
+    /// Before attention across.
+    pub cross: Option<NormSpec>,
+    /// After attention across was added.
+    pub cross_sum: Option<NormSpec>,
+    /// Before the feed-forward part.
+    pub ffn: Option<NormSpec>,
+    /// Of what the feed-forward part gives.
+    pub ffn_out: Option<NormSpec>,
+    /// After the feed-forward part was added.
+    pub ffn_sum: Option<NormSpec>,
+}
+
+impl NormsSpec {
+    /// One before each part.
+    pub fn before(norm: NormSpec) -> Self {
+        Self { mixer: Some(norm), ffn: Some(norm), ..Self::default() }
+    }
+
+    /// One after each part was added.
+    pub fn after(norm: NormSpec) -> Self {
+        Self { mixer_sum: Some(norm), ffn_sum: Some(norm), ..Self::default() }
+    }
+}
+
+/// How the parts of a layer add up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResidualSpec {
+    /// The feed-forward part sees what the mixer added.
+    Sequential,
+    /// The same, and each part is added to what its norm gave.
+    FromNorm,
+    /// Both see the layer's input, each by its own norm, or the feed-forward part by the mixer's where it has none.
+    Parallel,
+}
+
+/// A norm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NormSpec {
-    /// Added to the mean square.
+    /// What is normalised.
+    pub kind: NormKind,
+    /// Added to the mean square or the variance.
     pub eps: f32,
+    /// Whether it has a weight.
+    pub weight: bool,
+    /// Whether it has a bias.
+    pub bias: bool,
+}
+
+impl NormSpec {
+    /// By the root of the mean square, with a weight.
+    pub fn rms(eps: f64) -> Self {
+        Self { kind: NormKind::RootMeanSquare, eps: eps as f32, weight: true, bias: false }
+    }
+
+    /// To mean 0 and variance 1, with weight and bias.
+    pub fn layer(eps: f64) -> Self {
+        Self { kind: NormKind::Layer, eps: eps as f32, weight: true, bias: true }
+    }
+}
+
+/// How tokens see each other.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MixerSpec {
+    /// By attention.
+    Attention(AttentionSpec),
 }
 
 /// Attention with grouped queries.
@@ -83,25 +267,177 @@ pub struct AttentionSpec {
     pub kv_heads: usize,
     /// Elements of a head.
     pub head: usize,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// How queries, keys and values lie in the file.
+    pub layout: QkvLayout,
     /// Whether queries, keys and values have a bias.
     pub qkv_bias: bool,
     /// Whether the output has a bias.
     pub out_bias: bool,
     /// How positions turn: an index into the stack's ropes.
-    pub rope: usize,
-    /// How many of the last positions a token sees; none for all.
+    pub rope: Option<usize>,
+    /// A key is seen only nearer than this; none for all.
     pub window: Option<usize>,
+    /// Scores are bent to stay below it.
+    pub softcap: Option<f32>,
+    /// Norms of queries and keys.
+    pub qk_norm: Option<QkNormSpec>,
+    /// Whether each head has a sink.
+    pub sinks: bool,
+    /// Queries, keys and values are kept within it.
+    pub clip: Option<f32>,
+    /// Elements of what keys and values are made from, where it is not the state itself.
+    pub source: Option<usize>,
 }
 
-/// A gated feed-forward part.
+impl AttentionSpec {
+    /// Plain attention: no biases, no turning, scaled by the root of a head's elements.
+    pub fn plain(heads: usize, kv_heads: usize, head: usize) -> Self {
+        Self {
+            heads,
+            kv_heads,
+            head,
+            scale: 1.0 / (head as f32).sqrt(),
+            layout: QkvLayout::Apart,
+            qkv_bias: false,
+            out_bias: false,
+            rope: None,
+            window: None,
+            softcap: None,
+            qk_norm: None,
+            sinks: false,
+            clip: None,
+            source: None,
+        }
+    }
+
+    /// The same with biases everywhere.
+    #[must_use]
+    pub fn with_biases(self) -> Self {
+        Self { qkv_bias: true, out_bias: true, ..self }
+    }
+}
+
+/// How queries, keys and values lie in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkvLayout {
+    /// In three tensors.
+    Apart,
+    /// In one: all queries, all keys, all values.
+    Joined,
+    /// In one: of each head of keys its queries, its key, its value.
+    Interleaved,
+}
+
+/// Norms of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QkNormSpec {
+    /// The norm.
+    pub norm: NormSpec,
+    /// Whether it takes all heads together, or each by itself with one weight for all.
+    pub whole: bool,
+}
+
+/// What each token goes through.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FfnSpec {
+    /// Nothing.
+    None,
+    /// One feed-forward part.
+    Dense(MlpSpec),
+    /// Some of many.
+    Experts(Box<MoeSpec>),
+}
+
+/// A feed-forward part.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MlpSpec {
     /// Elements between its matrices.
     pub inner: usize,
-    /// What the gate goes through.
+    /// What the gate goes through, or the first layer where there is none.
     pub activation: Activation,
+    /// Whether there is a gate.
+    pub gated: bool,
     /// Whether its matrices have biases.
     pub bias: bool,
+    /// Whether gate and up lie in one tensor, one after the other.
+    pub joined: bool,
+}
+
+impl MlpSpec {
+    /// A gated one.
+    pub fn gated(inner: usize, activation: Activation) -> Self {
+        Self { inner, activation, gated: true, bias: false, joined: false }
+    }
+
+    /// One without gate, with biases.
+    pub fn plain(inner: usize, activation: Activation) -> Self {
+        Self { inner, activation, gated: false, bias: true, joined: false }
+    }
+}
+
+/// Feed-forward parts of which each token goes through some.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MoeSpec {
+    /// How many there are.
+    pub experts: usize,
+    /// Each of them.
+    pub expert: MlpSpec,
+    /// How they are chosen.
+    pub router: RouterSpec,
+    /// One for all tokens, beside those that are chosen.
+    pub shared: Option<SharedExpertSpec>,
+}
+
+/// A feed-forward part for all tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SharedExpertSpec {
+    /// The part.
+    pub mlp: MlpSpec,
+    /// Whether a sigmoid of the state weighs it.
+    pub gated: bool,
+}
+
+/// How experts are chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouterSpec {
+    /// How many of a token.
+    pub chosen: usize,
+    /// What makes weights of scores.
+    pub scores: RouterScores,
+    /// Whether the weights of those chosen are made to sum to 1.
+    pub normalised: bool,
+    /// Factor of the weights.
+    pub scale: f32,
+    /// Whether scores have a bias for choosing, not for weighing.
+    pub correction: bool,
+    /// Experts are chosen from the best of so many groups.
+    pub groups: Option<RouterGroups>,
+    /// Of each sequence an expert takes so many tokens at most; others go through none.
+    pub capacity: Option<usize>,
+}
+
+/// What makes weights of scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouterScores {
+    /// Their softmax over all experts.
+    Softmax,
+    /// Their sigmoids.
+    Sigmoid,
+    /// The softmax of those chosen.
+    SoftmaxOfChosen,
+}
+
+/// Groups of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouterGroups {
+    /// How many.
+    pub groups: usize,
+    /// How many of them a token chooses from.
+    pub chosen: usize,
+    /// A group is as good as so many of its best together.
+    pub best: usize,
 }
 
 /// How positions turn queries and keys.

@@ -1,38 +1,78 @@
-//! The stack of layers under every text model: `embed`, then `layers` over any range.
+//! The stack of layers under every text model: `embed`, then `layers` over any range, then `finish`.
 //!
-//! Tokens of all sequences lie flat, `[tokens, hidden]`; only attention looks at the rows that they belong to. A stage of
-//! a model that is split between peers is a range of layers.
+//! Tokens of all sequences lie flat, `[tokens, hidden]`; only what mixes tokens looks at the rows that they belong to. A
+//! stage of a model that is split between peers is a range of layers.
 
 use std::ops::Range;
-use std::sync::Arc;
 
-use accel_backends::tensor::{Engine, QueryRow, Tensor, Weight};
+use accel_backends::tensor::{Tensor, TensorError};
 
 use crate::ModelError;
-use crate::cache::{Row, State};
-use crate::layers::attention::{Attention, Pass};
+use crate::cache::{LayerState, Row, State};
+use crate::layers::attention::{Attention, Pass, Source};
+use crate::layers::bias::Bias;
+use crate::layers::embed::{Embed, Tokens};
 use crate::layers::mlp::Mlp;
+use crate::layers::moe::Moe;
 use crate::layers::norm::Norm;
 use crate::layers::rope::Rope;
 use crate::rules::Loader;
-use crate::spec::{LayerSpec, StackSpec};
+use crate::spec::{FfnSpec, LayerSpec, MixerSpec, ResidualSpec, StackSpec};
 
 /// A stack with its weights.
 #[derive(Debug)]
 pub struct Stack {
     spec: StackSpec,
-    embedding: Arc<Weight>,
+    embed: Embed,
     ropes: Vec<Rope>,
+    bias: Bias,
     layers: Vec<Layer>,
-    final_norm: Norm,
+    final_norm: Option<Norm>,
 }
 
 #[derive(Debug)]
 struct Layer {
-    attention_norm: Norm,
-    attention: Attention,
-    mlp_norm: Norm,
-    mlp: Mlp,
+    mixer: Mixer,
+    cross: Option<Attention>,
+    ffn: Ffn,
+    norms: Norms,
+    residual: ResidualSpec,
+    residual_scale: f32,
+}
+
+#[derive(Debug)]
+enum Mixer {
+    Attention(Attention),
+}
+
+#[derive(Debug)]
+enum Ffn {
+    None,
+    Dense(Mlp),
+    Experts(Box<Moe>),
+}
+
+#[derive(Debug)]
+struct Norms {
+    mixer: Option<Norm>,
+    mixer_out: Option<Norm>,
+    mixer_sum: Option<Norm>,
+    cross: Option<Norm>,
+    cross_sum: Option<Norm>,
+    ffn: Option<Norm>,
+    ffn_out: Option<Norm>,
+    ffn_sum: Option<Norm>,
+}
+
+/// Sequences as a stack reads them.
+#[derive(Debug)]
+pub struct Reading<'a> {
+    /// The rows, one after the other.
+    pub rows: &'a [Row],
+    /// Which positions of each row's sequence no token sees, where there is no state that knows.
+    pub absent: &'a [Vec<bool>],
+    /// What the sequences are made from.
+    pub source: Option<&'a Source>,
 }
 
 impl Stack {
@@ -42,18 +82,19 @@ impl Stack {
     ///
     /// When its weights cannot be read.
     pub fn load(loader: &Loader<'_>, spec: StackSpec) -> Result<Self, ModelError> {
-        let embedding = loader.matrix("embed", spec.vocabulary, spec.hidden)?;
+        let embed = Embed::load(loader, &spec.embed, spec.hidden)?;
         let ropes = spec.ropes.iter().map(|rope| Rope::load(loader, rope)).collect::<Result<_, _>>()?;
+        let bias = Bias::load(loader, &spec.bias)?;
         let layers = spec.layers.iter().enumerate();
         let layers = layers.map(|(number, layer)| Layer::load(loader, number, layer, spec.hidden));
         let layers = layers.collect::<Result<_, _>>()?;
-        let final_norm = Norm::load(loader, "final_norm", &spec.final_norm, spec.hidden)?;
-        Ok(Self { spec, embedding, ropes, layers, final_norm })
+        let final_norm = Norm::load_optional(loader, "final_norm", spec.final_norm.as_ref(), spec.hidden)?;
+        Ok(Self { spec, embed, ropes, bias, layers, final_norm })
     }
 
-    /// The table of embeddings: `[vocabulary, hidden]`.
-    pub fn embedding(&self) -> &Arc<Weight> {
-        &self.embedding
+    /// What makes states of tokens.
+    pub fn embedding(&self) -> &Embed {
+        &self.embed
     }
 
     /// What it is made of.
@@ -61,39 +102,46 @@ impl Stack {
         &self.spec
     }
 
-    /// The embeddings of tokens: `[tokens, hidden]`.
+    /// The states of tokens: `[tokens, hidden]`.
     ///
     /// # Errors
     ///
     /// When a token is not in the vocabulary.
-    pub fn embed(&self, engine: &Engine, ids: &[u32]) -> Result<Tensor, ModelError> {
-        Tensor::embedding(engine, &self.embedding, ids).map_err(ModelError::at("embed"))
+    pub fn embed(&self, tokens: Tokens<'_>, rows: &[Row]) -> Result<Tensor, ModelError> {
+        self.embed.forward(tokens, rows)
     }
 
-    /// A range of layers. x: `[tokens, hidden]`, the tokens of all rows one after the other, to the same shape.
+    /// A range of layers. x: `[tokens, hidden]`, the tokens of all rows one after the other, to the same shape. With a
+    /// state, what came before is seen, and what was read is kept.
     ///
     /// # Errors
     ///
     /// When the rows do not fit `x` or the state.
     pub fn layers(
         &self,
-        engine: &Engine,
         range: Range<usize>,
         x: Tensor,
-        rows: &[Row],
-        state: &mut State,
+        reading: &Reading<'_>,
+        mut state: Option<&mut State>,
     ) -> Result<Tensor, ModelError> {
-        let queries: Vec<QueryRow> = rows
-            .iter()
-            .enumerate()
-            .flat_map(|(sequence, row)| {
-                (0..row.len).map(move |place| QueryRow { sequence, position: row.past + place })
-            })
-            .collect();
+        let engine = x.engine().clone();
+        let rows = reading.rows;
         let styles = self.spec.ropes.iter().map(|rope| rope.style);
-        let angles: Vec<_> = self.ropes.iter().map(|rope| rope.angles(rows)).zip(styles).collect();
-        let absent: Vec<_> = rows.iter().map(|row| state.absent(row.slot).to_vec()).collect();
-        let pass = Pass { rows, queries: &queries, absent: &absent, angles: &angles };
+        let angles = self.ropes.iter().zip(styles).map(|(rope, style)| Ok((rope.angles(&engine, rows)?, style)));
+        let angles = angles.collect::<Result<Vec<_>, ModelError>>()?;
+        let bias = self.bias.of(&engine, rows, self.spec.causal)?;
+        let absent: Vec<_> = match &state {
+            Some(state) => rows.iter().map(|row| state.absent(row.slot).to_vec()).collect(),
+            None => (0..rows.len()).map(|row| reading.absent.get(row).cloned().unwrap_or_default()).collect(),
+        };
+        let pass = Pass {
+            rows,
+            causal: self.spec.causal,
+            absent: &absent,
+            angles: &angles,
+            bias: &bias,
+            source: reading.source,
+        };
         let mut x = x;
         for number in range {
             let missing = || ModelError::State {
@@ -102,13 +150,32 @@ impl Stack {
                 found: number.to_string(),
             };
             let layer = self.layers.get(number).ok_or_else(missing)?;
-            let state = state.layer(number).ok_or_else(missing)?;
-            let mixed = layer.attention.forward(engine, &layer.attention_norm.forward(engine, &x)?, &pass, state)?;
-            x = x.add(engine, &mixed).map_err(ModelError::at("residual"))?;
-            let fed = layer.mlp.forward(engine, &layer.mlp_norm.forward(engine, &x)?)?;
-            x = x.add(engine, &fed).map_err(ModelError::at("residual"))?;
+            let state = match &mut state {
+                Some(state) => Some(state.layer(number).ok_or_else(missing)?),
+                None => None,
+            };
+            x = layer.forward(x, &pass, state)?;
         }
         Ok(x)
+    }
+
+    /// All layers and the norm after them.
+    ///
+    /// # Errors
+    ///
+    /// When the rows do not fit `x` or the state.
+    pub fn states(
+        &self,
+        tokens: Tokens<'_>,
+        reading: &Reading<'_>,
+        mut state: Option<&mut State>,
+    ) -> Result<Tensor, ModelError> {
+        let x = self.embed(tokens, reading.rows)?;
+        let x = self.layers(0..self.layers.len(), x, reading, state.as_deref_mut())?;
+        if let Some(state) = state {
+            state.advance(reading.rows);
+        }
+        self.finish(&x)
     }
 
     /// The norm after the last layer.
@@ -116,19 +183,99 @@ impl Stack {
     /// # Errors
     ///
     /// When the shape does not fit.
-    pub fn finish(&self, engine: &Engine, x: &Tensor) -> Result<Tensor, ModelError> {
-        self.final_norm.forward(engine, x)
+    pub fn finish(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        normed(self.final_norm.as_ref(), x)
+    }
+
+    /// Bytes of keys and values that one position takes.
+    pub fn position_bytes(&self) -> u64 {
+        let width = |layer: &LayerSpec| match &layer.mixer {
+            MixerSpec::Attention(attention) => 2 * 4 * (attention.kv_heads * attention.head) as u64,
+        };
+        self.spec.layers.iter().map(width).sum()
     }
 }
 
 impl Layer {
     fn load(loader: &Loader<'_>, number: usize, spec: &LayerSpec, hidden: usize) -> Result<Self, ModelError> {
         let name = |part: &str| format!("layers.{number}.{part}");
+        let norm = |part: &str, norm| Norm::load_optional(loader, &name(part), norm, hidden);
+        let norms = &spec.norms;
         Ok(Self {
-            attention_norm: Norm::load(loader, &name("attn_norm"), &spec.attention_norm, hidden)?,
-            attention: Attention::load(loader, &name("attn"), &spec.attention, hidden)?,
-            mlp_norm: Norm::load(loader, &name("mlp_norm"), &spec.mlp_norm, hidden)?,
-            mlp: Mlp::load(loader, &name("mlp"), &spec.mlp, hidden)?,
+            mixer: match &spec.mixer {
+                MixerSpec::Attention(spec) => Mixer::Attention(Attention::load(loader, &name("attn"), spec, hidden)?),
+            },
+            cross: spec.cross.as_ref().map(|spec| Attention::load(loader, &name("cross"), spec, hidden)).transpose()?,
+            ffn: match &spec.ffn {
+                FfnSpec::None => Ffn::None,
+                FfnSpec::Dense(spec) => Ffn::Dense(Mlp::load(loader, &name("mlp"), spec, hidden)?),
+                FfnSpec::Experts(spec) => {
+                    Ffn::Experts(Box::new(Moe::load(loader, &name("moe"), number, spec, hidden)?))
+                }
+            },
+            norms: Norms {
+                mixer: norm("attn_norm", norms.mixer.as_ref())?,
+                mixer_out: norm("attn_out_norm", norms.mixer_out.as_ref())?,
+                mixer_sum: norm("attn_sum_norm", norms.mixer_sum.as_ref())?,
+                cross: norm("cross_norm", norms.cross.as_ref())?,
+                cross_sum: norm("cross_sum_norm", norms.cross_sum.as_ref())?,
+                ffn: norm("mlp_norm", norms.ffn.as_ref())?,
+                ffn_out: norm("mlp_out_norm", norms.ffn_out.as_ref())?,
+                ffn_sum: norm("mlp_sum_norm", norms.ffn_sum.as_ref())?,
+            },
+            residual: spec.residual,
+            residual_scale: spec.residual_scale,
         })
     }
+
+    fn forward(&self, x: Tensor, pass: &Pass<'_>, mut state: Option<&mut LayerState>) -> Result<Tensor, ModelError> {
+        let norms = &self.norms;
+        let before = normed(norms.mixer.as_ref(), &x)?;
+        let mixed = match &self.mixer {
+            Mixer::Attention(attention) => attention.forward(&before, pass, state.as_deref_mut())?,
+        };
+        let mixed = normed(norms.mixer_out.as_ref(), &mixed)?;
+        if self.residual == ResidualSpec::Parallel {
+            let input = match &norms.ffn {
+                Some(norm) => norm.forward(&x)?,
+                None => before,
+            };
+            let fed = normed(norms.ffn_out.as_ref(), &self.feed(&input, pass)?)?;
+            return self.sum(&self.sum(&x, &mixed)?, &fed);
+        }
+        let from_norm = self.residual == ResidualSpec::FromNorm;
+        let mut x = self.sum(if from_norm { &before } else { &x }, &mixed)?;
+        x = normed(norms.mixer_sum.as_ref(), &x)?;
+        if let Some(cross) = &self.cross {
+            let seen = cross.across(&normed(norms.cross.as_ref(), &x)?, pass, state)?;
+            x = normed(norms.cross_sum.as_ref(), &self.sum(&x, &seen)?)?;
+        }
+        if matches!(self.ffn, Ffn::None) {
+            return Ok(x);
+        }
+        let before = normed(norms.ffn.as_ref(), &x)?;
+        let fed = normed(norms.ffn_out.as_ref(), &self.feed(&before, pass)?)?;
+        let x = self.sum(if from_norm { &before } else { &x }, &fed)?;
+        normed(norms.ffn_sum.as_ref(), &x)
+    }
+
+    fn feed(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor, ModelError> {
+        match &self.ffn {
+            Ffn::None => Ok(x.clone()),
+            Ffn::Dense(mlp) => mlp.forward(x),
+            Ffn::Experts(moe) => moe.forward(x, pass.rows),
+        }
+    }
+
+    /// `x + part * residual_scale`
+    fn sum(&self, x: &Tensor, part: &Tensor) -> Result<Tensor, ModelError> {
+        let add = || -> Result<Tensor, TensorError> {
+            if self.residual_scale == 1.0 { x.add(part) } else { x.add(&part.scale(self.residual_scale)?) }
+        };
+        add().map_err(ModelError::at("residual"))
+    }
+}
+
+fn normed(norm: Option<&Norm>, x: &Tensor) -> Result<Tensor, ModelError> {
+    norm.map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
 }

@@ -6,42 +6,51 @@ pub mod mistral;
 use crate::ModelError;
 use crate::config::{Config, ConfigError};
 use crate::spec::{
-    Activation, AttentionSpec, DecoderSpec, HeadSpec, LayerSpec, MlpSpec, NormSpec, RopeScaling, RopeSpec, StackSpec,
+    Activation, AttentionSpec, BiasSpec, DecoderSpec, EmbedSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec, MlpSpec,
+    NormSpec, NormsSpec, ResidualSpec, RopeScaling, RopeSpec, Spec, StackSpec,
 };
 
 /// A decoder whose layers are all alike.
 struct Uniform {
-    vocabulary: usize,
     hidden: usize,
+    embed: EmbedSpec,
     layers: usize,
+    layer: LayerSpec,
     context: usize,
-    eps: f64,
-    attention: AttentionSpec,
-    mlp: MlpSpec,
-    rope: RopeSpec,
-    tied: bool,
+    ropes: Vec<RopeSpec>,
+    bias: BiasSpec,
+    final_norm: Option<NormSpec>,
 }
 
 impl Uniform {
-    fn decoder(self) -> DecoderSpec {
+    fn decoder(self, head: HeadSpec) -> Spec {
         // This scaling alone is told the context before it is stretched.
-        let context = match self.rope.scaling {
-            RopeScaling::Dynamic { factor, context } => (factor * context) as usize,
+        let context = match self.ropes.first().map(|rope| &rope.scaling) {
+            Some(RopeScaling::Dynamic { factor, context }) => (factor * context) as usize,
             _ => self.context,
         };
-        let norm = NormSpec { eps: self.eps as f32 };
-        let layer = LayerSpec { attention_norm: norm, attention: self.attention, mlp_norm: norm, mlp: self.mlp };
-        DecoderSpec {
-            stack: StackSpec {
-                vocabulary: self.vocabulary,
-                hidden: self.hidden,
-                ropes: vec![self.rope],
-                layers: vec![layer; self.layers],
-                final_norm: norm,
-            },
-            head: HeadSpec::NextToken { tied: self.tied },
-            context,
-        }
+        let stack = StackSpec {
+            hidden: self.hidden,
+            embed: self.embed,
+            causal: true,
+            ropes: self.ropes,
+            bias: self.bias,
+            layers: vec![self.layer; self.layers],
+            final_norm: self.final_norm,
+        };
+        Spec::Decoder(Box::new(DecoderSpec { stack, head, context }))
+    }
+}
+
+/// A layer of two parts, each added to what came before, with a norm before each.
+fn sequential(norm: NormSpec, attention: AttentionSpec, mlp: MlpSpec) -> LayerSpec {
+    LayerSpec {
+        mixer: MixerSpec::Attention(attention),
+        cross: None,
+        ffn: FfnSpec::Dense(mlp),
+        norms: NormsSpec::before(norm),
+        residual: ResidualSpec::Sequential,
+        residual_scale: 1.0,
     }
 }
 
@@ -72,12 +81,26 @@ fn heads(config: &Config, keys: [&str; 3], hidden: usize) -> Result<(usize, usiz
     Ok((heads, kv_heads, head))
 }
 
-/// The `hidden_act` of a gated feed-forward part.
-fn activation(config: &Config, key: &str, default: &str) -> Result<Activation, ModelError> {
+/// What an activation's name in a configuration means (`activations.py`).
+pub(super) fn activation(config: &Config, key: &str, default: &str) -> Result<Activation, ModelError> {
     let found = config.optional_text(key)?.unwrap_or_else(|| default.to_owned());
-    match found.as_str() {
-        "silu" | "swish" => Ok(Activation::Silu),
-        "gelu" => Ok(Activation::Gelu),
-        _ => Err(ModelError::Unsupported { what: config.path(key), found, supported: "silu, gelu".into() }),
-    }
+    Ok(match found.as_str() {
+        "silu" | "swish" => Activation::Silu,
+        "gelu" | "gelu_python" => Activation::Gelu,
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" => Activation::GeluTanh,
+        "quick_gelu" => Activation::GeluQuick,
+        "relu" => Activation::Relu,
+        "relu2" => Activation::Relu2,
+        "relu6" => Activation::Relu6,
+        "tanh" => Activation::Tanh,
+        "sigmoid" => Activation::Sigmoid,
+        "hardswish" | "hard_swish" => Activation::HardSwish,
+        "mish" => Activation::Mish,
+        "elu" => Activation::Elu,
+        "linear" => Activation::Identity,
+        _ => {
+            let supported = "silu, gelu, gelu_new, quick_gelu, relu, relu2, relu6, tanh, sigmoid, hardswish, mish, elu";
+            return Err(ModelError::Unsupported { what: config.path(key), found, supported: supported.into() });
+        }
+    })
 }

@@ -1,12 +1,14 @@
 //! Decoders of text: a stack, and a head that makes logits of its states.
 
-use accel_backends::tensor::{Engine, Linear, Tensor};
+use accel_backends::tensor::{Engine, Linear, Tensor, TensorError};
 
 use crate::ModelError;
 use crate::cache::{Row, State};
+use crate::layers::embed::Tokens;
+use crate::model::{Begun, Inputs, Outputs};
 use crate::rules::Loader;
-use crate::spec::{DecoderSpec, HeadSpec};
-use crate::stack::Stack;
+use crate::spec::{DecoderSpec, HeadSpec, LogitsSpec};
+use crate::stack::{Reading, Stack};
 
 /// A decoder with its weights.
 #[derive(Debug)]
@@ -17,13 +19,73 @@ pub struct Decoder {
     context: usize,
 }
 
-/// Something that a model answers, as Hugging Face's classes name it.
+/// Sequences of one length, padded where some are shorter.
 #[derive(Debug)]
-pub struct Output {
-    /// Its name.
-    pub name: &'static str,
-    /// `[tokens, ..]`, the tokens of all rows one after the other, or `[rows, ..]`.
-    pub tensor: Tensor,
+pub struct Batch {
+    /// Whole `[sequences * length]`.
+    pub ids: Tensor,
+    /// Their values.
+    pub known: Vec<i64>,
+    /// How many sequences.
+    pub sequences: usize,
+    /// How many tokens each has.
+    pub length: usize,
+    /// Which tokens of each are padding.
+    pub absent: Vec<Vec<bool>>,
+}
+
+impl Batch {
+    /// The sequences `[sequences, length]` of that input, and which tokens of them the mask of the other name leaves out.
+    ///
+    /// # Errors
+    ///
+    /// When they are missing or of another shape.
+    pub fn of(inputs: &Inputs, ids: &str, mask: &str) -> Result<Self, ModelError> {
+        let (known, dims) = inputs.whole(ids)?;
+        let &[sequences, length] = dims else { return Err(ModelError::input(ids, "[batch, tokens]", dims)) };
+        let absent = absent(inputs, mask, sequences, length)?;
+        let ids = inputs.tensor(ids)?.reshape(&[sequences * length]).map_err(ModelError::at(ids))?;
+        Ok(Self { ids, known, sequences, length, absent })
+    }
+
+    /// Its tokens.
+    pub fn tokens(&self) -> Tokens<'_> {
+        Tokens { ids: &self.ids, known: &self.known, types: None }
+    }
+
+    /// Its rows.
+    pub fn rows(&self) -> Vec<Row> {
+        Row::whole(vec![self.length; self.sequences])
+    }
+
+    /// What a stack reads of it.
+    pub fn reading<'a>(&'a self, rows: &'a [Row]) -> Reading<'a> {
+        Reading { rows, absent: &self.absent, source: None }
+    }
+
+    /// `[sequences * length, ..]` as `[sequences, length, ..]`.
+    ///
+    /// # Errors
+    ///
+    /// When it is of another shape.
+    pub fn apart(&self, x: &Tensor) -> Result<Tensor, TensorError> {
+        x.reshape(&[&[self.sequences, self.length], &x.dims()[1..]].concat())
+    }
+}
+
+/// Which positions a mask `[sequences, length]` leaves out; none where there is no mask.
+///
+/// # Errors
+///
+/// When it is of another shape.
+pub fn absent(inputs: &Inputs, mask: &str, sequences: usize, length: usize) -> Result<Vec<Vec<bool>>, ModelError> {
+    match inputs.optional_whole(mask)? {
+        Some((mask, [rows, columns])) if (*rows, *columns) == (sequences, length) => {
+            Ok(mask.chunks(length.max(1)).map(|row| row.iter().map(|&seen| seen == 0).collect()).collect())
+        }
+        Some((_, dims)) => Err(ModelError::input(mask, &format!("[{sequences}, {length}]"), dims)),
+        None => Ok(vec![Vec::new(); sequences]),
+    }
 }
 
 impl Decoder {
@@ -34,13 +96,12 @@ impl Decoder {
     /// When its weights cannot be read.
     pub fn load(loader: &Loader<'_>, spec: DecoderSpec) -> Result<Self, ModelError> {
         let stack = Stack::load(loader, spec.stack)?;
-        let (vocabulary, hidden) = (stack.spec().vocabulary, stack.spec().hidden);
-        let matrix = match spec.head {
+        let hidden = stack.spec().hidden;
+        let matrix = match &spec.head {
             HeadSpec::States => None,
-            HeadSpec::NextToken { tied: true } => Some(Linear { weight: stack.embedding().clone(), bias: None }),
-            HeadSpec::NextToken { tied: false } => Some(loader.linear("head.next_token", vocabulary, hidden, false)?),
-            HeadSpec::SequenceLabels { labels, .. } => Some(loader.linear("head.labels", labels, hidden, false)?),
-            HeadSpec::TokenLabels { labels } => Some(loader.linear("head.labels", labels, hidden, true)?),
+            HeadSpec::NextToken(logits) => Some(logits_matrix(loader, &stack, logits)?),
+            HeadSpec::SequenceLabels { labels, .. } => Some(loader.linear("head.labels", *labels, hidden, false)?),
+            HeadSpec::TokenLabels { labels, bias } => Some(loader.linear("head.labels", *labels, hidden, *bias)?),
             HeadSpec::Span => Some(loader.linear("head.span", 2, hidden, true)?),
         };
         Ok(Self { stack, head: spec.head, matrix, context: spec.context })
@@ -53,7 +114,7 @@ impl Decoder {
 
     /// Tokens in the vocabulary.
     pub fn vocabulary(&self) -> usize {
-        self.stack.spec().vocabulary
+        self.stack.spec().embed.vocabulary
     }
 
     /// A state without sequences.
@@ -63,8 +124,7 @@ impl Decoder {
 
     /// Bytes of state that one position takes.
     pub fn position_bytes(&self) -> u64 {
-        let width = |layer: &crate::spec::LayerSpec| (layer.attention.kv_heads * layer.attention.head) as u64;
-        self.stack.spec().layers.iter().map(|layer| 2 * 4 * width(layer)).sum()
+        self.stack.position_bytes()
     }
 
     /// Reads tokens, and answers what the head makes of some of them: `[wanted, vocabulary]` for logits of the next
@@ -83,72 +143,150 @@ impl Decoder {
         wanted: &[usize],
         state: &mut State,
     ) -> Result<Option<Tensor>, ModelError> {
-        fits(ids, rows)?;
-        let x = self.stack.embed(engine, ids)?;
-        let x = self.stack.layers(engine, 0..self.stack.spec().layers.len(), x, rows, state)?;
+        let known: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
+        let ids = Tensor::whole(engine, known.clone(), &[ids.len()]).map_err(ModelError::at("tokens"))?;
+        self.read(Tokens { ids: &ids, known: &known, types: None }, rows, wanted, state)
+    }
+
+    fn read(
+        &self,
+        tokens: Tokens<'_>,
+        rows: &[Row],
+        wanted: &[usize],
+        state: &mut State,
+    ) -> Result<Option<Tensor>, ModelError> {
+        let count: usize = rows.iter().map(|row| row.len).sum();
+        if count != tokens.known.len() || count == 0 {
+            let expected = format!("{count} tokens, and at least one");
+            return Err(ModelError::State { place: "rows", expected, found: tokens.known.len().to_string() });
+        }
+        let x = self.stack.embed(tokens, rows)?;
+        let reading = Reading { rows, absent: &[], source: None };
+        let x = self.stack.layers(0..self.stack.spec().layers.len(), x, &reading, Some(state))?;
+        state.advance(rows);
         if wanted.is_empty() {
             return Ok(None);
         }
-        self.head(engine, &x, wanted).map(Some)
+        self.head(&x, wanted).map(Some)
     }
 
-    /// Reads tokens, and answers all that the model's class answers about them.
+    fn head(&self, x: &Tensor, wanted: &[usize]) -> Result<Tensor, ModelError> {
+        let at = || ModelError::at("head");
+        let all = wanted.len() == x.dims()[0] && wanted.iter().copied().eq(0..wanted.len());
+        let x = if all { x.clone() } else { x.pick(0, wanted).map_err(at())? };
+        let x = self.stack.finish(&x)?;
+        let Some(matrix) = &self.matrix else { return Ok(x) };
+        match &self.head {
+            HeadSpec::NextToken(spec) => logits(&x, matrix, spec).map_err(at()),
+            _ => x.linear(matrix).map_err(at()),
+        }
+    }
+
+    /// Answers all that the model's class answers: of `input_ids` and perhaps `attention_mask`.
     ///
     /// # Errors
     ///
-    /// When the rows do not fit the tokens or the state.
-    pub fn outputs(
-        &self,
-        engine: &Engine,
-        ids: &[u32],
-        rows: &[Row],
-        state: &mut State,
-    ) -> Result<Vec<Output>, ModelError> {
-        fits(ids, rows)?;
+    /// When an input is missing, not supported, or of the wrong shape.
+    pub fn answer(&self, inputs: &Inputs) -> Result<Outputs, ModelError> {
+        inputs.only(&["input_ids", "attention_mask"])?;
+        let batch = Batch::of(inputs, "input_ids", "attention_mask")?;
+        let (rows, mut state) = (batch.rows(), self.state());
+        for (slot, absent) in batch.absent.iter().enumerate() {
+            state.hide(slot, absent.clone());
+        }
         let wanted = match self.head {
-            HeadSpec::SequenceLabels { padding, .. } => last_tokens(ids, rows, padding),
-            _ => (0..ids.len()).collect(),
+            HeadSpec::SequenceLabels { padding, .. } => last_tokens(&batch, padding),
+            _ => (0..batch.known.len()).collect(),
         };
-        let Some(tensor) = self.forward(engine, ids, rows, &wanted, state)? else { return Ok(Vec::new()) };
-        let name = match self.head {
-            HeadSpec::States => "last_hidden_state",
-            HeadSpec::NextToken { .. } | HeadSpec::SequenceLabels { .. } | HeadSpec::TokenLabels { .. } => "logits",
-            HeadSpec::Span => {
-                let column = |name, column| {
-                    let values = tensor.read(|all| all.iter().skip(column).step_by(2).copied().collect::<Vec<_>>())?;
-                    Ok(Output { name, tensor: Tensor::new(values, &[ids.len()])? })
-                };
-                let columns = [column("start_logits", 0), column("end_logits", 1)];
-                return columns.into_iter().collect::<Result<_, _>>().map_err(ModelError::at("head"));
-            }
+        let Some(x) = self.read(batch.tokens(), &rows, &wanted, &mut state)? else { return Ok(Vec::new()) };
+        let named = || -> Result<Outputs, TensorError> {
+            Ok(match &self.head {
+                HeadSpec::States => vec![("last_hidden_state".into(), batch.apart(&x)?)],
+                HeadSpec::SequenceLabels { .. } => vec![("logits".into(), x)],
+                HeadSpec::NextToken(_) | HeadSpec::TokenLabels { .. } => vec![("logits".into(), batch.apart(&x)?)],
+                HeadSpec::Span => span(&batch.apart(&x)?)?,
+            })
         };
-        Ok(vec![Output { name, tensor }])
+        named().map_err(ModelError::at("head"))
     }
 
-    fn head(&self, engine: &Engine, x: &Tensor, wanted: &[usize]) -> Result<Tensor, ModelError> {
-        let x = x.rows(engine, wanted).map_err(ModelError::at("head"))?;
-        let x = self.stack.finish(engine, &x)?;
-        self.matrix.as_ref().map_or(Ok(x.clone()), |matrix| x.linear(engine, matrix)).map_err(ModelError::at("head"))
+    /// Reads prompts of one length: `input_ids`, all of whose tokens are seen.
+    ///
+    /// # Errors
+    ///
+    /// When the model does not generate, or the input is missing.
+    pub fn begin(&self, inputs: &Inputs) -> Result<Begun, ModelError> {
+        if !matches!(self.head, HeadSpec::NextToken(_)) {
+            return Err(ModelError::no_generation());
+        }
+        let batch = Batch::of(inputs, "input_ids", "attention_mask")?;
+        let mut state = self.state();
+        let wanted: Vec<usize> = (1..=batch.sequences).map(|row| row * batch.length - 1).collect();
+        let logits = self.read(batch.tokens(), &batch.rows(), &wanted, &mut state)?;
+        let logits = logits.ok_or_else(ModelError::no_generation)?;
+        let sequences = batch.known.chunks(batch.length.max(1)).map(<[i64]>::to_vec).collect();
+        Ok(Begun { state, sequences, logits })
+    }
+
+    /// Reads one token of each sequence, and answers logits of the next.
+    ///
+    /// # Errors
+    ///
+    /// When the state is another's.
+    pub fn next(&self, tokens: &[i64], state: &mut State) -> Result<Tensor, ModelError> {
+        let ids = Tensor::whole(self.stack.embedding().table().engine(), tokens.to_vec(), &[tokens.len()]);
+        let ids = ids.map_err(ModelError::at("tokens"))?;
+        let wanted: Vec<usize> = (0..tokens.len()).collect();
+        let rows = state.next_rows();
+        let logits = self.read(Tokens { ids: &ids, known: tokens, types: None }, &rows, &wanted, state)?;
+        logits.ok_or_else(ModelError::no_generation)
     }
 }
 
-fn fits(ids: &[u32], rows: &[Row]) -> Result<(), ModelError> {
-    let tokens: usize = rows.iter().map(|row| row.len).sum();
-    if tokens == ids.len() && tokens > 0 {
-        return Ok(());
+/// The matrix that makes logits: the table of embeddings, or one of its own.
+///
+/// # Errors
+///
+/// When its weights cannot be read.
+pub fn logits_matrix(loader: &Loader<'_>, stack: &Stack, spec: &LogitsSpec) -> Result<Linear, ModelError> {
+    let (vocabulary, hidden) = (stack.spec().embed.vocabulary, stack.spec().hidden);
+    if !spec.tied {
+        return loader.linear("head.next_token", vocabulary, hidden, spec.bias);
     }
-    let expected = format!("{tokens} tokens, and at least one");
-    Err(ModelError::State { place: "rows", expected, found: ids.len().to_string() })
+    let bias = spec.bias.then(|| loader.tensor("head.next_token.bias", &[vocabulary])).transpose()?;
+    Ok(Linear { weight: stack.embedding().table().clone(), bias })
 }
 
-/// The place in `ids` of each row's last token that is no padding; its first where all are, as Hugging Face has it.
-fn last_tokens(ids: &[u32], rows: &[Row], padding: Option<i64>) -> Vec<usize> {
-    let mut begin = 0;
-    let last = |row: &Row| {
-        let own = &ids[begin..begin + row.len];
-        let last = own.iter().rposition(|&id| padding != Some(i64::from(id))).unwrap_or(0);
-        begin += row.len;
-        begin - row.len + last
+/// Logits of states `[.., hidden]`.
+///
+/// # Errors
+///
+/// When the shape does not fit.
+pub fn logits(x: &Tensor, matrix: &Linear, spec: &LogitsSpec) -> Result<Tensor, TensorError> {
+    let mut logits = x.linear(matrix)?;
+    if spec.scale != 1.0 {
+        logits = logits.scale(spec.scale)?;
+    }
+    match spec.softcap {
+        Some(cap) => logits.scale(1.0 / cap)?.tanh()?.scale(cap),
+        None => Ok(logits),
+    }
+}
+
+/// `[.., 2]` as logits of the first and of the last token.
+///
+/// # Errors
+///
+/// When it is of another shape.
+pub fn span(x: &Tensor) -> Result<Outputs, TensorError> {
+    Ok(vec![("start_logits".into(), x.at(-1, 0)?), ("end_logits".into(), x.at(-1, 1)?)])
+}
+
+/// The place of each sequence's last token that is no padding; its first where all are, as Hugging Face has it.
+fn last_tokens(batch: &Batch, padding: Option<i64>) -> Vec<usize> {
+    let last = |(row, ids): (usize, &[i64])| {
+        let last = ids.iter().rposition(|&id| padding != Some(id)).unwrap_or(0);
+        row * batch.length + last
     };
-    rows.iter().map(last).collect()
+    batch.known.chunks(batch.length.max(1)).enumerate().map(last).collect()
 }

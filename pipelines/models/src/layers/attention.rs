@@ -1,22 +1,31 @@
-//! Causal attention with grouped queries (<https://arxiv.org/abs/2305.13245>; `LlamaAttention`).
+//! Attention with grouped queries (<https://arxiv.org/abs/1706.03762>, <https://arxiv.org/abs/2305.13245>).
 
-use accel_backends::tensor::{Angles, AttentionShape, Engine, Linear, QueryRow, RopeStyle, Tensor};
+use accel_backends::tensor::{
+    Angles, Attention as Op, AttentionInputs, AttentionShape, KeysValues, Linear, QueryRow, RopeStyle, Segment, Tensor,
+    TensorError,
+};
 
 use crate::ModelError;
-use crate::cache::{LayerState, Row};
+use crate::cache::{Across, LayerState, Row};
+use crate::layers::norm::Norm;
 use crate::rules::Loader;
-use crate::spec::AttentionSpec;
+use crate::spec::{AttentionSpec, QkvLayout};
 
 /// Attention with its weights.
 #[derive(Debug)]
 pub struct Attention {
     name: String,
     shape: AttentionShape,
-    rope: usize,
+    rope: Option<usize>,
+    clip: Option<f32>,
     q: Linear,
     k: Linear,
     v: Linear,
     out: Linear,
+    q_norm: Option<Norm>,
+    k_norm: Option<Norm>,
+    norms_whole: bool,
+    sinks: Option<Tensor>,
 }
 
 /// What one pass tells its attentions.
@@ -24,12 +33,27 @@ pub struct Attention {
 pub struct Pass<'a> {
     /// The rows, one after the other.
     pub rows: &'a [Row],
-    /// The query of each token.
-    pub queries: &'a [QueryRow],
+    /// Whether a token sees no later one.
+    pub causal: bool,
     /// Which positions of each row's sequence no token sees.
     pub absent: &'a [Vec<bool>],
     /// The angles of each token, for each way of turning.
     pub angles: &'a [(Angles, RopeStyle)],
+    /// Of each row what distance adds to the scores, `[heads or 1, len, past + len]`; or none.
+    pub bias: &'a [Tensor],
+    /// What the sequences are made from.
+    pub source: Option<&'a Source>,
+}
+
+/// What sequences are made from: the states of an encoder, one sequence after the other.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// `[positions, hidden]`
+    pub states: Tensor,
+    /// Positions of each sequence.
+    pub lengths: Vec<usize>,
+    /// Which of them no token sees.
+    pub absent: Vec<Vec<bool>>,
 }
 
 impl Attention {
@@ -44,40 +68,213 @@ impl Attention {
             heads: spec.heads,
             kv_heads: spec.kv_heads,
             head: spec.head,
-            scale: 1.0 / (spec.head as f32).sqrt(),
+            value_head: spec.head,
+            scale: spec.scale,
+            softcap: spec.softcap,
             window: spec.window,
         };
+        let at = |part: &str| format!("{name}.{part}");
+        let source = spec.source.unwrap_or(hidden);
+        let [q, k, v] = match spec.layout {
+            QkvLayout::Apart => [
+                loader.linear(&at("q"), wide, hidden, spec.qkv_bias)?,
+                loader.linear(&at("k"), narrow, source, spec.qkv_bias)?,
+                loader.linear(&at("v"), narrow, source, spec.qkv_bias)?,
+            ],
+            layout => {
+                let rows = wide + 2 * narrow;
+                let part = |picked: Vec<usize>| loader.rows(&at("qkv"), [rows, hidden], &picked, spec.qkv_bias);
+                let [q, k, v] = qkv_rows(spec, layout == QkvLayout::Interleaved);
+                [part(q)?, part(k)?, part(v)?]
+            }
+        };
+        let norm = |part: &str, width: usize| {
+            let norm = spec.qk_norm.as_ref();
+            norm.map(|norm| Norm::load(loader, &at(part), &norm.norm, if norm.whole { width } else { spec.head }))
+                .transpose()
+        };
         Ok(Self {
-            name: name.to_owned(),
+            name: loader.name(name),
             shape,
             rope: spec.rope,
-            q: loader.linear(&format!("{name}.q"), wide, hidden, spec.qkv_bias)?,
-            k: loader.linear(&format!("{name}.k"), narrow, hidden, spec.qkv_bias)?,
-            v: loader.linear(&format!("{name}.v"), narrow, hidden, spec.qkv_bias)?,
-            out: loader.linear(&format!("{name}.out"), hidden, wide, spec.out_bias)?,
+            clip: spec.clip,
+            q,
+            k,
+            v,
+            out: loader.linear(&at("out"), hidden, wide, spec.out_bias)?,
+            q_norm: norm("q_norm", wide)?,
+            k_norm: norm("k_norm", narrow)?,
+            norms_whole: spec.qk_norm.is_some_and(|norm| norm.whole),
+            sinks: spec.sinks.then(|| loader.tensor(&at("sinks"), &[spec.heads])).transpose()?,
         })
     }
 
-    /// x: `[tokens, hidden]` to the same shape; keys and values go into the state.
+    /// Tokens attend to those of their own sequence. x: `[tokens, hidden]` to the same shape; with a state, keys and
+    /// values go into it and those before are seen.
     ///
     /// # Errors
     ///
     /// When the shape or the state does not fit.
-    pub fn forward(
-        &self,
-        engine: &Engine,
-        x: &Tensor,
-        pass: &Pass<'_>,
-        state: &mut LayerState,
-    ) -> Result<Tensor, ModelError> {
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, state: Option<&mut LayerState>) -> Result<Tensor, ModelError> {
         let at = || ModelError::at(&self.name);
-        let [q, k, v] = x.linears(engine, [&self.q, &self.k, &self.v]).map_err(at())?;
-        let (angles, style) = &pass.angles[self.rope];
-        let q = q.rope(engine, angles, self.shape.head, *style).map_err(at())?;
-        let k = k.rope(engine, angles, self.shape.head, *style).map_err(at())?;
-        state.keep(pass.rows, &k, &v)?;
-        let attended =
-            q.attention(engine, &self.shape, pass.queries, &state.kept(pass.rows, pass.absent)).map_err(at())?;
-        attended.linear(engine, &self.out).map_err(at())
+        let [q, k, v] = x.linears([&self.q, &self.k, &self.v]).map_err(at())?;
+        let q = self.prepared(&self.clipped(q)?, self.q_norm.as_ref(), pass)?;
+        let k = self.prepared(&self.clipped(k)?, self.k_norm.as_ref(), pass)?;
+        let v = self.clipped(v)?;
+        let held = pass.rows.iter().zip(pass.absent).map(|(row, absent)| (row.past + row.len, absent.as_slice()));
+        let held: Vec<Held<'_>> = held.collect();
+        let attended = match state {
+            None => self.attend(&q, &[(k, v)], &held, pass, true).map_err(at())?,
+            Some(state) if q.is_recorded() => {
+                let kept = state.keep_recorded(pass.rows, &k, &v)?;
+                self.attend(&q, &kept, &held, pass, true).map_err(at())?
+            }
+            Some(state) => {
+                state.keep(pass.rows, &k, &v)?;
+                self.attend_paged(&q, pass, state).map_err(at())?
+            }
+        };
+        attended.linear(&self.out).map_err(at())
     }
+
+    /// Tokens attend to what their sequence is made from, whose keys and values stay in the state.
+    ///
+    /// # Errors
+    ///
+    /// When the shape or the state does not fit.
+    pub fn across(&self, x: &Tensor, pass: &Pass<'_>, state: Option<&mut LayerState>) -> Result<Tensor, ModelError> {
+        let at = || ModelError::at(&self.name);
+        let source = || pass.source.ok_or_else(|| ModelError::MissingInput { name: format!("{}: source", self.name) });
+        let made = |source: &Source| -> Result<Vec<Across>, TensorError> {
+            let [k, v] = source.states.linears([&self.k, &self.v])?;
+            let parts = k.split(0, &source.lengths)?.into_iter().zip(v.split(0, &source.lengths)?);
+            let absent = source.absent.iter().cloned().chain(std::iter::repeat(Vec::new()));
+            Ok(parts.zip(absent).map(|((keys, values), absent)| Across { keys, values, absent }).collect())
+        };
+        let q = x.linear(&self.q).map_err(at())?;
+        let parts: Vec<Across> = match state {
+            None => made(source()?).map_err(at())?,
+            Some(state) => {
+                if !pass.rows.iter().all(|row| state.across(row.slot).is_some()) {
+                    for (row, part) in pass.rows.iter().zip(made(source()?).map_err(at())?) {
+                        state.keep_across(row.slot, part);
+                    }
+                }
+                pass.rows.iter().filter_map(|row| state.across(row.slot).cloned()).collect()
+            }
+        };
+        let held: Vec<Held<'_>> = parts.iter().map(|part| (part.keys.dims()[0], part.absent.as_slice())).collect();
+        let parts: Vec<_> = parts.iter().map(|part| (part.keys.clone(), part.values.clone())).collect();
+        let attended = self.attend(&q, &parts, &held, pass, false).map_err(at())?;
+        attended.linear(&self.out).map_err(at())
+    }
+
+    fn clipped(&self, x: Tensor) -> Result<Tensor, ModelError> {
+        match self.clip {
+            Some(clip) => x.clamp(-clip, clip).map_err(ModelError::at(&self.name)),
+            None => Ok(x),
+        }
+    }
+
+    /// Queries or keys after their norm and turn: `[tokens, heads * head]`.
+    fn prepared(&self, x: &Tensor, norm: Option<&Norm>, pass: &Pass<'_>) -> Result<Tensor, ModelError> {
+        let at = || ModelError::at(&self.name);
+        let mut x = x.clone();
+        if let Some(norm) = norm {
+            let dims = x.dims().to_vec();
+            let heads = dims[1] / self.shape.head;
+            x = if self.norms_whole {
+                norm.forward(&x)?
+            } else {
+                let apart = x.reshape(&[dims[0], heads, self.shape.head]).map_err(at())?;
+                norm.forward(&apart)?.reshape(&dims).map_err(at())?
+            };
+        }
+        match self.rope {
+            Some(rope) => {
+                let (angles, style) = &pass.angles[rope];
+                x.rope(angles, self.shape.head, *style).map_err(at())
+            }
+            None => Ok(x),
+        }
+    }
+
+    fn attend_paged(&self, q: &Tensor, pass: &Pass<'_>, state: &LayerState) -> Result<Tensor, TensorError> {
+        let biases = pass.bias.iter().map(Tensor::to_vec).collect::<Result<Vec<_>, _>>()?;
+        let mut queries = Vec::with_capacity(q.dims()[0]);
+        let mut sequences = Vec::with_capacity(pass.rows.len());
+        for (sequence, row) in pass.rows.iter().enumerate() {
+            let (keys, values) = state.kept(row.slot);
+            let length = row.past + row.len;
+            sequences.push(KeysValues {
+                keys,
+                values,
+                absent: &pass.absent[sequence],
+                bias: biases.get(sequence).map(Vec::as_slice),
+                queries: row.len,
+                length,
+            });
+            queries.extend((0..row.len).map(|place| {
+                let position = row.past + place;
+                let first = self.shape.window.map_or(0, |window| (position + 1).saturating_sub(window));
+                QueryRow { sequence, row: place, first, end: if pass.causal { position + 1 } else { length } }
+            }));
+        }
+        q.attention_paged(&self.shape, &queries, &sequences, self.sinks.as_ref())
+    }
+
+    /// Attends to keys and values that are tensors: of each row, or of all rows together.
+    fn attend(
+        &self,
+        q: &Tensor,
+        parts: &[(Tensor, Tensor)],
+        held: &[Held<'_>],
+        pass: &Pass<'_>,
+        own: bool,
+    ) -> Result<Tensor, TensorError> {
+        let of = |which: fn(&(Tensor, Tensor)) -> &Tensor| {
+            Tensor::concat(&parts.iter().map(|part| which(part).clone()).collect::<Vec<_>>(), 0)
+        };
+        let (keys, values) = (of(|part| &part.0)?, of(|part| &part.1)?);
+        let (mut segments, mut q_positions, mut k_positions) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, (length, absent)) in pass.rows.iter().zip(held) {
+            let hidden = |key: usize| absent.get(key).is_some_and(|&absent| absent);
+            segments.push(Segment { queries: row.len, keys: *length });
+            q_positions.extend((row.past..row.past + row.len).map(|position| position as i64));
+            k_positions.extend((0..*length).map(|key| if hidden(key) { -1 } else { key as i64 }));
+        }
+        let count = [q_positions.len(), k_positions.len()];
+        q.attention(
+            Op { shape: self.shape, causal: pass.causal && own, segments, sinks: false, bias: false },
+            &AttentionInputs {
+                keys: &keys,
+                values: &values,
+                query_positions: &Tensor::whole(q.engine(), q_positions, &count[..1])?,
+                key_positions: &Tensor::whole(q.engine(), k_positions, &count[1..])?,
+                sinks: self.sinks.as_ref(),
+                bias: if own { pass.bias } else { &[] },
+            },
+        )
+    }
+}
+
+/// How many keys a sequence has, and which of them no token sees.
+type Held<'a> = (usize, &'a [bool]);
+
+/// The rows of queries, keys and values in one matrix.
+fn qkv_rows(spec: &AttentionSpec, interleaved: bool) -> [Vec<usize>; 3] {
+    let (heads, kv_heads, head) = (spec.heads, spec.kv_heads, spec.head);
+    if !interleaved {
+        let (keys, values) = (heads * head, (heads + kv_heads) * head);
+        return [(0..keys).collect(), (keys..values).collect(), (values..values + kv_heads * head).collect()];
+    }
+    let group = heads / kv_heads;
+    let part = |first: usize, count: usize| {
+        let rows = (0..kv_heads).flat_map(|kv| {
+            let from = (kv * (group + 2) + first) * head;
+            from..from + count * head
+        });
+        rows.collect()
+    };
+    [part(0, group), part(group, 1), part(group + 1, 1)]
 }

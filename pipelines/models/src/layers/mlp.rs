@@ -1,17 +1,17 @@
-//! The gated feed-forward part (<https://arxiv.org/abs/2002.05202>; `LlamaMLP`).
+//! Feed-forward parts (<https://arxiv.org/abs/2002.05202>).
 
-use accel_backends::tensor::{Engine, Linear, Tensor};
+use accel_backends::tensor::{Linear, Tensor};
 
 use crate::ModelError;
 use crate::rules::Loader;
 use crate::spec::{Activation, MlpSpec};
 
-/// A gated feed-forward part with its weights.
+/// A feed-forward part with its weights.
 #[derive(Debug)]
 pub struct Mlp {
     name: String,
     activation: Activation,
-    gate: Linear,
+    gate: Option<Linear>,
     up: Linear,
     down: Linear,
 }
@@ -23,25 +23,39 @@ impl Mlp {
     ///
     /// When its weights cannot be read.
     pub fn load(loader: &Loader<'_>, name: &str, spec: &MlpSpec, hidden: usize) -> Result<Self, ModelError> {
-        Ok(Self {
-            name: name.to_owned(),
-            activation: spec.activation,
-            gate: loader.linear(&format!("{name}.gate"), spec.inner, hidden, spec.bias)?,
-            up: loader.linear(&format!("{name}.up"), spec.inner, hidden, spec.bias)?,
-            down: loader.linear(&format!("{name}.down"), hidden, spec.inner, spec.bias)?,
-        })
+        let at = |part: &str| format!("{name}.{part}");
+        let (inner, bias) = (spec.inner, spec.bias);
+        let (gate, up) = if spec.gated && spec.joined {
+            let rows = |first: usize| (first..first + inner).collect::<Vec<_>>();
+            let part = |first| loader.rows(&at("gate_up"), [2 * inner, hidden], &rows(first), bias);
+            (Some(part(0)?), part(inner)?)
+        } else {
+            let gate = spec.gated.then(|| loader.linear(&at("gate"), inner, hidden, bias)).transpose()?;
+            (gate, loader.linear(&at("up"), inner, hidden, bias)?)
+        };
+        let down = loader.linear(&at("down"), hidden, inner, bias)?;
+        Ok(Self { name: loader.name(name), activation: spec.activation, gate, up, down })
     }
 
-    /// x: `[tokens, hidden]` to the same shape.
+    /// x: `[.., hidden]` to the same shape.
     ///
     /// # Errors
     ///
     /// When the shape does not fit.
-    pub fn forward(&self, engine: &Engine, x: &Tensor) -> Result<Tensor, ModelError> {
-        let run = || {
-            let [gate, up] = x.linears(engine, [&self.gate, &self.up])?;
-            gate.gated(engine, self.activation, &up)?.linear(engine, &self.down)
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        let run = || match &self.gate {
+            Some(gate) => {
+                let [gate, up] = x.linears([gate, &self.up])?;
+                gate.gated(self.activation, &up)?.linear(&self.down)
+            }
+            None => x.linear(&self.up)?.activate(self.activation)?.linear(&self.down),
         };
         run().map_err(ModelError::at(&self.name))
+    }
+
+    /// Its tensors, as [`Tensor::experts`] wants those of one expert.
+    pub fn tensors(&self) -> Vec<Tensor> {
+        let layers = self.gate.iter().chain([&self.up, &self.down]);
+        layers.flat_map(|layer| [Some(layer.weight.clone()), layer.bias.clone()]).flatten().collect()
     }
 }

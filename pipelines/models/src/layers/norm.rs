@@ -1,17 +1,18 @@
-//! Root-mean-square norm (<https://arxiv.org/abs/1910.07467>; `LlamaRMSNorm`).
+//! Norms (<https://arxiv.org/abs/1910.07467>, <https://arxiv.org/abs/1607.06450>).
 
-use accel_backends::tensor::{Engine, Tensor};
+use accel_backends::tensor::Tensor;
 
 use crate::ModelError;
 use crate::rules::Loader;
 use crate::spec::NormSpec;
 
-/// A norm with its weight.
+/// A norm with its weights.
 #[derive(Debug)]
 pub struct Norm {
     name: String,
-    eps: f32,
-    weight: Vec<f32>,
+    spec: NormSpec,
+    weight: Option<Tensor>,
+    bias: Option<Tensor>,
 }
 
 impl Norm {
@@ -19,17 +20,36 @@ impl Norm {
     ///
     /// # Errors
     ///
-    /// When its weight cannot be read.
+    /// When its weights cannot be read.
     pub fn load(loader: &Loader<'_>, name: &str, spec: &NormSpec, width: usize) -> Result<Self, ModelError> {
-        Ok(Self { name: name.to_owned(), eps: spec.eps, weight: loader.vector(name, width)? })
+        let vector = |present: bool, suffix: &str| {
+            present.then(|| loader.tensor(&format!("{name}.{suffix}"), &[width])).transpose()
+        };
+        let (weight, bias) = (vector(spec.weight, "weight")?, vector(spec.bias, "bias")?);
+        Ok(Self { name: loader.name(name), spec: *spec, weight, bias })
     }
 
-    /// x: `[tokens, hidden]` to the same shape.
+    /// The same, where there is one.
+    ///
+    /// # Errors
+    ///
+    /// When its weights cannot be read.
+    pub fn load_optional(
+        loader: &Loader<'_>,
+        name: &str,
+        spec: Option<&NormSpec>,
+        width: usize,
+    ) -> Result<Option<Self>, ModelError> {
+        spec.map(|spec| Self::load(loader, name, spec, width)).transpose()
+    }
+
+    /// x: `[.., width]` to the same shape.
     ///
     /// # Errors
     ///
     /// When the shape does not fit.
-    pub fn forward(&self, engine: &Engine, x: &Tensor) -> Result<Tensor, ModelError> {
-        x.rms_norm(engine, &self.weight, self.eps).map_err(ModelError::at(&self.name))
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        x.norm(self.spec.kind, self.weight.as_ref(), self.bias.as_ref(), self.spec.eps)
+            .map_err(ModelError::at(&self.name))
     }
 }

@@ -12,7 +12,7 @@
 
 use std::borrow::Cow;
 
-use accel_backends::tensor::Angles;
+use accel_backends::tensor::{Angles, Engine, Tensor};
 
 use crate::ModelError;
 use crate::cache::Row;
@@ -54,7 +54,7 @@ impl Rope {
             RopeScaling::Linear { factor } => plain().map(|frequency| frequency / *factor as f32).collect(),
             RopeScaling::Llama3 { .. } => plain().map(|frequency| llama3(frequency, &spec.scaling)).collect(),
             RopeScaling::Factors => {
-                let factors = loader.vector("rope.factors", half)?;
+                let factors = loader.vector("rope.factors", half)?.to_vec().map_err(ModelError::at("rope.factors"))?;
                 plain().zip(factors).map(|(frequency, factor)| frequency / factor).collect()
             }
             &RopeScaling::Dynamic { factor, context } => {
@@ -74,11 +74,15 @@ impl Rope {
         Ok(Self { frequencies, longer, amplitude: amplitude as f32 })
     }
 
-    /// The angles of every token of a pass.
-    pub fn angles(&self, rows: &[Row]) -> Angles {
+    /// The angles of every token of a pass: `[tokens, rotated / 2]`.
+    ///
+    /// # Errors
+    ///
+    /// When a tensor cannot be made.
+    pub fn angles(&self, engine: &Engine, rows: &[Row]) -> Result<Angles, ModelError> {
         let tokens = rows.iter().map(|row| row.len).sum::<usize>();
         let capacity = tokens * self.frequencies.len();
-        let mut angles = Angles { cos: Vec::with_capacity(capacity), sin: Vec::with_capacity(capacity) };
+        let (mut cosines, mut sines) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
         for row in rows {
             let mut stretched = None;
             for position in row.past..row.past + row.len {
@@ -89,12 +93,14 @@ impl Rope {
                 let other = stretched.as_ref().and_then(|(_, frequencies)| frequencies.as_deref());
                 for frequency in other.unwrap_or(&self.frequencies) {
                     let (sin, cos) = libm::sincos(f64::from(position as f32 * frequency));
-                    angles.cos.push(cos as f32 * self.amplitude);
-                    angles.sin.push(sin as f32 * self.amplitude);
+                    cosines.push(cos as f32 * self.amplitude);
+                    sines.push(sin as f32 * self.amplitude);
                 }
             }
         }
-        angles
+        let tensor = |values| Tensor::new(engine, values, &[tokens, self.frequencies.len()]);
+        let both = || Ok(Angles { cos: tensor(cosines)?, sin: tensor(sines)? });
+        both().map_err(ModelError::at("rope"))
     }
 
     /// The frequencies of a sequence of that length, where they are others.

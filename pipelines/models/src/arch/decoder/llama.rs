@@ -2,12 +2,15 @@
 
 use accel_backends::weights::TensorIndex;
 
-use super::{Uniform, activation, heads, layers};
+use super::{Uniform, activation, heads, layers, sequential};
 use crate::ModelError;
-use crate::arch::{Arch, Class, Gguf, HeadKind, HuggingFace, rope};
+use crate::arch::{Arch, Class, Gguf, HeadKind, HuggingFace, decoder_head, rope};
 use crate::config::Config;
 use crate::rules::{Rule, Rules};
-use crate::spec::{Activation, AttentionSpec, DecoderSpec, MlpSpec, RopeScaling, RopeSpec, RopeStyle};
+use crate::spec::{
+    Activation, AttentionSpec, BiasSpec, EmbedSpec, HeadSpec, LogitsSpec, MlpSpec, NormSpec, RopeScaling, RopeSpec,
+    RopeStyle, Spec,
+};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
@@ -29,77 +32,86 @@ const CLASSES: &[Class] = &[
 
 /// The names of Hugging Face's checkpoints.
 pub(super) const STACK: &[Rule] = &[
-    Rule { to: "embed", from: "embed_tokens" },
-    Rule { to: "layers.{}.attn_norm", from: "layers.{}.input_layernorm" },
-    Rule { to: "layers.{}.attn.q", from: "layers.{}.self_attn.q_proj" },
-    Rule { to: "layers.{}.attn.k", from: "layers.{}.self_attn.k_proj" },
-    Rule { to: "layers.{}.attn.v", from: "layers.{}.self_attn.v_proj" },
-    Rule { to: "layers.{}.attn.out", from: "layers.{}.self_attn.o_proj" },
-    Rule { to: "layers.{}.mlp_norm", from: "layers.{}.post_attention_layernorm" },
-    Rule { to: "layers.{}.mlp.gate", from: "layers.{}.mlp.gate_proj" },
-    Rule { to: "layers.{}.mlp.up", from: "layers.{}.mlp.up_proj" },
-    Rule { to: "layers.{}.mlp.down", from: "layers.{}.mlp.down_proj" },
-    Rule { to: "final_norm", from: "norm" },
+    Rule::new("embed", "embed_tokens"),
+    Rule::new("layers.{}.attn_norm", "layers.{}.input_layernorm"),
+    Rule::new("layers.{}.attn.q", "layers.{}.self_attn.q_proj"),
+    Rule::new("layers.{}.attn.k", "layers.{}.self_attn.k_proj"),
+    Rule::new("layers.{}.attn.v", "layers.{}.self_attn.v_proj"),
+    Rule::new("layers.{}.attn.out", "layers.{}.self_attn.o_proj"),
+    Rule::new("layers.{}.mlp_norm", "layers.{}.post_attention_layernorm"),
+    Rule::new("layers.{}.mlp.gate", "layers.{}.mlp.gate_proj"),
+    Rule::new("layers.{}.mlp.up", "layers.{}.mlp.up_proj"),
+    Rule::new("layers.{}.mlp.down", "layers.{}.mlp.down_proj"),
+    Rule::new("final_norm", "norm"),
 ];
 
 /// The names of all heads that Hugging Face's generic classes put on a stack (`modeling_layers.py`).
-pub(super) const HEADS: &[Rule] = &[
-    Rule { to: "head.next_token", from: "lm_head" },
-    Rule { to: "head.labels", from: "score" },
-    Rule { to: "head.span", from: "qa_outputs" },
-];
+pub(super) const HEADS: &[Rule] =
+    &[Rule::new("head.next_token", "lm_head"), Rule::new("head.labels", "score"), Rule::new("head.span", "qa_outputs")];
 
 const GGUF_STACK: &[Rule] = &[
-    Rule { to: "embed", from: "token_embd" },
-    Rule { to: "layers.{}.attn_norm", from: "blk.{}.attn_norm" },
-    Rule { to: "layers.{}.attn.q", from: "blk.{}.attn_q" },
-    Rule { to: "layers.{}.attn.k", from: "blk.{}.attn_k" },
-    Rule { to: "layers.{}.attn.v", from: "blk.{}.attn_v" },
-    Rule { to: "layers.{}.attn.out", from: "blk.{}.attn_output" },
-    Rule { to: "layers.{}.mlp_norm", from: "blk.{}.ffn_norm" },
-    Rule { to: "layers.{}.mlp.gate", from: "blk.{}.ffn_gate" },
-    Rule { to: "layers.{}.mlp.up", from: "blk.{}.ffn_up" },
-    Rule { to: "layers.{}.mlp.down", from: "blk.{}.ffn_down" },
-    Rule { to: "final_norm", from: "output_norm" },
-    Rule { to: "rope.factors", from: "rope_freqs" },
+    Rule::new("embed", "token_embd"),
+    Rule::new("layers.{}.attn_norm", "blk.{}.attn_norm"),
+    Rule::new("layers.{}.attn.q", "blk.{}.attn_q"),
+    Rule::new("layers.{}.attn.k", "blk.{}.attn_k"),
+    Rule::new("layers.{}.attn.v", "blk.{}.attn_v"),
+    Rule::new("layers.{}.attn.out", "blk.{}.attn_output"),
+    Rule::new("layers.{}.mlp_norm", "blk.{}.ffn_norm"),
+    Rule::new("layers.{}.mlp.gate", "blk.{}.ffn_gate"),
+    Rule::new("layers.{}.mlp.up", "blk.{}.ffn_up"),
+    Rule::new("layers.{}.mlp.down", "blk.{}.ffn_down"),
+    Rule::new("final_norm", "output_norm"),
+    Rule::new("rope.factors", "rope_freqs"),
 ];
 
-const GGUF_HEADS: &[Rule] = &[Rule { to: "head.next_token", from: "output" }];
+const GGUF_HEADS: &[Rule] = &[Rule::new("head.next_token", "output")];
 
-fn spec(config: &Config) -> Result<DecoderSpec, ModelError> {
+fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
+    let attention_bias = config.truth_or("attention_bias", false)?;
+    let change = |attention: &mut AttentionSpec, mlp: &mut MlpSpec| {
+        (attention.qkv_bias, attention.out_bias) = (attention_bias, attention_bias);
+        mlp.bias = config.truth_or("mlp_bias", false)?;
+        Ok(())
+    };
+    like_llama(config, kind, 2048, change)
+}
+
+/// A decoder with the keys of Llama's configuration, and what differs in its layers.
+pub(super) fn like_llama(
+    config: &Config,
+    kind: HeadKind,
+    context: usize,
+    change: impl FnOnce(&mut AttentionSpec, &mut MlpSpec) -> Result<(), ModelError>,
+) -> Result<Spec, ModelError> {
     let hidden = config.size("hidden_size")?;
     let keys = ["num_attention_heads", "num_key_value_heads", "head_dim"];
     let (heads, kv_heads, head) = heads(config, keys, hidden)?;
     let base = config.optional_number("rope_theta")?.unwrap_or(10_000.0);
-    let attention_bias = config.truth_or("attention_bias", false)?;
-    Ok(Uniform {
-        vocabulary: config.size("vocab_size")?,
+    let norm = NormSpec::rms(config.optional_number("rms_norm_eps")?.unwrap_or(1e-6));
+    let mut attention = AttentionSpec { rope: Some(0), ..AttentionSpec::plain(heads, kv_heads, head) };
+    let mut mlp = MlpSpec::gated(config.size("intermediate_size")?, activation(config, "hidden_act", "silu")?);
+    change(&mut attention, &mut mlp)?;
+    let logits = LogitsSpec::plain(config.truth_or("tie_word_embeddings", false)?);
+    let uniform = Uniform {
         hidden,
+        embed: EmbedSpec::plain(config.size("vocab_size")?, hidden),
         layers: layers(config, "num_hidden_layers")?,
-        context: config.optional_size("max_position_embeddings")?.unwrap_or(2048),
-        eps: config.optional_number("rms_norm_eps")?.unwrap_or(1e-6),
-        attention: AttentionSpec {
-            heads,
-            kv_heads,
-            head,
-            qkv_bias: attention_bias,
-            out_bias: attention_bias,
-            rope: 0,
-            window: None,
-        },
-        mlp: MlpSpec {
-            inner: config.size("intermediate_size")?,
-            activation: activation(config, "hidden_act", "silu")?,
-            bias: config.truth_or("mlp_bias", false)?,
-        },
-        rope: RopeSpec { base, rotated: head, style: RopeStyle::Halves, scaling: rope::scaling(config, base, head)? },
-        tied: config.truth_or("tie_word_embeddings", false)?,
-    }
-    .decoder())
+        layer: sequential(norm, attention, mlp),
+        context: config.optional_size("max_position_embeddings")?.unwrap_or(context),
+        ropes: vec![RopeSpec {
+            base,
+            rotated: head,
+            style: RopeStyle::Halves,
+            scaling: rope::scaling(config, base, head)?,
+        }],
+        bias: BiasSpec::None,
+        final_norm: Some(norm),
+    };
+    Ok(uniform.decoder(decoder_head(config, kind, logits)?))
 }
 
 /// GGUF writers permute queries and keys of this type, so that neighbours turn together.
-fn gguf_spec(config: &Config, index: &TensorIndex) -> Result<DecoderSpec, ModelError> {
+fn gguf_spec(config: &Config, index: &TensorIndex) -> Result<Spec, ModelError> {
     if let Some(experts) = config.optional_size("llama.expert_count").ok().flatten() {
         let (what, found) = ("llama.expert_count".to_owned(), experts.to_string());
         return Err(ModelError::Unsupported { what, found, supported: "models without experts".into() });
@@ -119,35 +131,34 @@ fn gguf_spec(config: &Config, index: &TensorIndex) -> Result<DecoderSpec, ModelE
         (None, Some(table)) => table.dims.first().copied().unwrap_or(0),
         (None, None) => return Err(config.wrong("llama.vocab_size", "a positive whole number").into()),
     };
-    Ok(Uniform {
-        vocabulary,
+    let norm = NormSpec::rms(config.number("llama.attention.layer_norm_rms_epsilon")?);
+    let attention = AttentionSpec {
+        qkv_bias: index.get("blk.0.attn_q.bias").is_some(),
+        out_bias: index.get("blk.0.attn_output.bias").is_some(),
+        rope: Some(0),
+        ..AttentionSpec::plain(heads, kv_heads, head)
+    };
+    let mlp = MlpSpec {
+        bias: index.get("blk.0.ffn_gate.bias").is_some(),
+        ..MlpSpec::gated(config.size("llama.feed_forward_length")?, Activation::Silu)
+    };
+    let rope = RopeSpec {
+        base: config.optional_number("llama.rope.freq_base")?.unwrap_or(10_000.0),
+        rotated,
+        style: RopeStyle::Pairs,
+        scaling: gguf_rope_scaling(config, index)?,
+    };
+    let uniform = Uniform {
         hidden,
+        embed: EmbedSpec::plain(vocabulary, hidden),
         layers: layers(config, "llama.block_count")?,
+        layer: sequential(norm, attention, mlp),
         context: config.size("llama.context_length")?,
-        eps: config.number("llama.attention.layer_norm_rms_epsilon")?,
-        attention: AttentionSpec {
-            heads,
-            kv_heads,
-            head,
-            qkv_bias: index.get("blk.0.attn_q.bias").is_some(),
-            out_bias: index.get("blk.0.attn_output.bias").is_some(),
-            rope: 0,
-            window: None,
-        },
-        mlp: MlpSpec {
-            inner: config.size("llama.feed_forward_length")?,
-            activation: Activation::Silu,
-            bias: index.get("blk.0.ffn_gate.bias").is_some(),
-        },
-        rope: RopeSpec {
-            base: config.optional_number("llama.rope.freq_base")?.unwrap_or(10_000.0),
-            rotated,
-            style: RopeStyle::Pairs,
-            scaling: gguf_rope_scaling(config, index)?,
-        },
-        tied: index.get("output.weight").is_none(),
-    }
-    .decoder())
+        ropes: vec![rope],
+        bias: BiasSpec::None,
+        final_norm: Some(norm),
+    };
+    Ok(uniform.decoder(HeadSpec::NextToken(LogitsSpec::plain(index.get("output.weight").is_none()))))
 }
 
 fn gguf_rope_scaling(config: &Config, index: &TensorIndex) -> Result<RopeScaling, ModelError> {

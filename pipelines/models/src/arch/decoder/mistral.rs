@@ -2,11 +2,11 @@
 //!
 //! GGUF files call it llama.
 
-use super::{Uniform, activation, heads, layers, llama};
+use super::llama;
 use crate::ModelError;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace, rope};
+use crate::arch::{Arch, Class, HeadKind, HuggingFace};
 use crate::config::Config;
-use crate::spec::{AttentionSpec, DecoderSpec, MlpSpec, RopeSpec, RopeStyle};
+use crate::spec::Spec;
 
 /// The model type.
 pub const ARCH: Arch = Arch {
@@ -28,33 +28,9 @@ const CLASSES: &[Class] = &[
     Class { name: "MistralForQuestionAnswering", head: HeadKind::Span, base: "model." },
 ];
 
-fn spec(config: &Config) -> Result<DecoderSpec, ModelError> {
-    let hidden = config.size("hidden_size")?;
-    let keys = ["num_attention_heads", "num_key_value_heads", "head_dim"];
-    let (heads, kv_heads, head) = heads(config, keys, hidden)?;
-    let base = config.optional_number("rope_theta")?.unwrap_or(10_000.0);
-    Ok(Uniform {
-        vocabulary: config.size("vocab_size")?,
-        hidden,
-        layers: layers(config, "num_hidden_layers")?,
-        context: config.optional_size("max_position_embeddings")?.unwrap_or(131_072),
-        eps: config.optional_number("rms_norm_eps")?.unwrap_or(1e-6),
-        attention: AttentionSpec {
-            heads,
-            kv_heads,
-            head,
-            qkv_bias: false,
-            out_bias: false,
-            rope: 0,
-            window: config.optional_size("sliding_window")?,
-        },
-        mlp: MlpSpec {
-            inner: config.size("intermediate_size")?,
-            activation: activation(config, "hidden_act", "silu")?,
-            bias: false,
-        },
-        rope: RopeSpec { base, rotated: head, style: RopeStyle::Halves, scaling: rope::scaling(config, base, head)? },
-        tied: config.truth_or("tie_word_embeddings", false)?,
-    }
-    .decoder())
+fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
+    llama::like_llama(config, kind, 131_072, |attention, _| {
+        attention.window = config.optional_size("sliding_window")?;
+        Ok(())
+    })
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use super::case::{Case, Expected, Generated, Stored};
+use crate::case::{Case, Expected, Generated, Stored};
 
 /// The relative part of the bound of generated logits.
 const GENERATED_RTOL: f64 = 2e-3;
@@ -21,12 +21,12 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Compares everything that the case has.
+    /// Compares everything that the case has, generation too where it was asked for.
     ///
     /// # Errors
     ///
     /// When the case or an answer has a tensor of another kind than it should.
-    pub fn of(case: &Case, answers: &BTreeMap<String, Stored>) -> Result<Self> {
+    pub fn of(case: &Case, answers: &BTreeMap<String, Stored>, generation: bool) -> Result<Self> {
         let mut comparison = Self::default();
         for expected in &case.outputs {
             match answers.get(&expected.name) {
@@ -37,7 +37,7 @@ impl Comparison {
                 None => {}
             }
         }
-        if let (Some(generated), Ok(sequences)) = (&case.generate, case.stored("gen.sequences")) {
+        if let (true, Some(generated), Ok(sequences)) = (generation, &case.generate, case.stored("gen.sequences")) {
             match (answers.get("gen.sequences"), answers.get("gen.logits")) {
                 (Some(tokens), Some(logits)) => {
                     let steps = comparison.tokens(generated, tokens, sequences)?;

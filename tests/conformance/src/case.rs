@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use accel_backends::tensor::{Engine, Tensor};
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::{Dtype, SafeTensors, View};
 use serde::Deserialize;
@@ -53,6 +54,14 @@ enum Kind {
 pub struct Input {
     /// Its name.
     pub name: String,
+    kind: Kind,
+    dtype: String,
+    #[serde(default)]
+    shape: Vec<usize>,
+    #[serde(default)]
+    center: f32,
+    #[serde(default)]
+    scale: f32,
 }
 
 /// An output, and how near an answer must come: `|got - want| <= atol + rtol * |want|`.
@@ -81,6 +90,8 @@ pub struct Expected {
 pub struct Generated {
     /// How many tokens.
     pub max_new_tokens: usize,
+    /// Which inputs it begins with.
+    pub inputs: Vec<String>,
     /// How far the likeliest token's logit was above the next: `[batch][step]`.
     pub margins: Option<Vec<Vec<f64>>>,
     /// `[batch, step, vocabulary]`
@@ -130,6 +141,34 @@ impl Case {
     /// When the case has it not.
     pub fn stored(&self, name: &str) -> Result<&Stored> {
         self.stored.get(name).with_context(|| format!("{}: io.safetensors has no {name}", self.name))
+    }
+
+    /// What the library was given.
+    ///
+    /// # Errors
+    ///
+    /// When the case lacks it, or its elements are of a type that no tensor has.
+    pub fn input(&self, engine: &Engine, input: &Input) -> Result<Tensor> {
+        let stored;
+        let (dims, floats) = match input.kind {
+            Kind::Uniform => {
+                let (name, count) = (format!("input:{}", input.name), input.shape.iter().product());
+                let values = uniform(&name, count, input.center, input.scale, self.weight_seed);
+                (input.shape.as_slice(), Some(values))
+            }
+            Kind::Verbatim => {
+                stored = self.stored(&format!("in.{}", input.name))?;
+                (stored.dims(), stored.to_floats().ok())
+            }
+        };
+        let whole = !matches!(input.dtype.as_str(), "F32" | "float32");
+        Ok(match floats {
+            Some(values) if whole => {
+                Tensor::whole(engine, values.into_iter().map(|value| value as i64).collect(), dims)?
+            }
+            Some(values) => Tensor::new(engine, values, dims)?,
+            None => Tensor::whole(engine, self.stored(&format!("in.{}", input.name))?.to_integers()?, dims)?,
+        })
     }
 
     /// Writes the model as `save_pretrained` does: `config.json` and `model.safetensors`.
@@ -192,6 +231,7 @@ impl Stored {
     pub fn to_integers(&self) -> Result<Vec<i64>> {
         match self.dtype {
             Dtype::I64 => Ok(self.bytes.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect()),
+            Dtype::BOOL | Dtype::U8 => Ok(self.bytes.iter().map(|&byte| byte.into()).collect()),
             Dtype::I32 => Ok(self.bytes.as_chunks().0.iter().map(|bytes| i32::from_le_bytes(*bytes).into()).collect()),
             found => bail!("expected a tensor of I64 or I32, found {found:?}"),
         }

@@ -1,0 +1,164 @@
+//! Models as whole things: asked by named tensors, answering by named tensors, as Hugging Face's classes name them.
+
+use std::collections::BTreeMap;
+
+use accel_backends::tensor::Tensor;
+
+use crate::ModelError;
+use crate::cache::State;
+use crate::family::decoder::Decoder;
+use crate::rules::Loader;
+use crate::spec::Spec;
+
+/// What a model is asked.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    tensors: BTreeMap<String, Tensor>,
+    known: BTreeMap<String, Tensor>,
+    numbers: BTreeMap<String, f64>,
+}
+
+/// What a model answers.
+pub type Outputs = Vec<(String, Tensor)>;
+
+impl Inputs {
+    /// Adds a tensor.
+    pub fn insert(&mut self, name: &str, tensor: Tensor) {
+        self.known.insert(name.to_owned(), tensor.clone());
+        self.tensors.insert(name.to_owned(), tensor);
+    }
+
+    /// Adds a tensor that is recorded, with values of it: what depends on them is settled by these.
+    pub fn insert_recorded(&mut self, name: &str, tensor: Tensor, known: Tensor) {
+        self.known.insert(name.to_owned(), known);
+        self.tensors.insert(name.to_owned(), tensor);
+    }
+
+    /// Adds a number, or a truth as 1 or 0.
+    pub fn insert_number(&mut self, name: &str, number: f64) {
+        self.numbers.insert(name.to_owned(), number);
+    }
+
+    /// A tensor.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there.
+    pub fn tensor(&self, name: &str) -> Result<&Tensor, ModelError> {
+        self.optional(name).ok_or_else(|| missing(name))
+    }
+
+    /// A tensor that may be left out.
+    pub fn optional(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+
+    /// Values of a tensor of whole numbers, and its shape; values are known even while it is recorded.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there, or its elements are floats.
+    pub fn whole(&self, name: &str) -> Result<(Vec<i64>, &[usize]), ModelError> {
+        let tensor = self.known.get(name).ok_or_else(|| missing(name))?;
+        Ok((tensor.to_whole().map_err(ModelError::at(name))?, tensor.dims()))
+    }
+
+    /// The same, where it may be left out.
+    ///
+    /// # Errors
+    ///
+    /// When its elements are floats.
+    pub fn optional_whole(&self, name: &str) -> Result<Option<(Vec<i64>, &[usize])>, ModelError> {
+        if self.known.contains_key(name) { self.whole(name).map(Some) } else { Ok(None) }
+    }
+
+    /// A number.
+    pub fn number(&self, name: &str) -> Option<f64> {
+        self.numbers.get(name).copied()
+    }
+
+    /// The first name that is none of `supported`.
+    ///
+    /// # Errors
+    ///
+    /// When there is one.
+    pub fn only(&self, supported: &[&str]) -> Result<(), ModelError> {
+        let mut names = self.tensors.keys().chain(self.numbers.keys());
+        match names.find(|name| !supported.contains(&name.as_str())) {
+            None => Ok(()),
+            Some(found) => Err(ModelError::Unsupported {
+                what: "the input".into(),
+                found: found.clone(),
+                supported: supported.join(", "),
+            }),
+        }
+    }
+}
+
+fn missing(name: &str) -> ModelError {
+    ModelError::MissingInput { name: name.to_owned() }
+}
+
+/// A model with its weights: one of the families.
+#[derive(Debug)]
+pub enum Model {
+    /// Decoders of text.
+    Decoder(Box<Decoder>),
+}
+
+/// Sequences in the making.
+#[derive(Debug)]
+pub struct Begun {
+    /// What the model keeps of them.
+    pub state: State,
+    /// What they begin with: the prompt, or the token that starts a decoder.
+    pub sequences: Vec<Vec<i64>>,
+    /// Logits of the next token: `[sequences, vocabulary]`.
+    pub logits: Tensor,
+}
+
+impl Model {
+    /// Reads a model.
+    ///
+    /// # Errors
+    ///
+    /// When its weights cannot be read.
+    pub fn load(loader: &Loader<'_>, spec: Spec) -> Result<Self, ModelError> {
+        Ok(match spec {
+            Spec::Decoder(spec) => Self::Decoder(Box::new(Decoder::load(loader, *spec)?)),
+        })
+    }
+
+    /// Answers all that the model's class answers.
+    ///
+    /// # Errors
+    ///
+    /// When an input is missing, not supported, or of the wrong shape.
+    pub fn forward(&self, inputs: &Inputs) -> Result<Outputs, ModelError> {
+        match self {
+            Self::Decoder(model) => model.answer(inputs),
+        }
+    }
+
+    /// Reads what sequences begin with.
+    ///
+    /// # Errors
+    ///
+    /// When the model does not generate, or the inputs do not fit.
+    pub fn begin(&self, inputs: &Inputs) -> Result<Begun, ModelError> {
+        match self {
+            Self::Decoder(model) => model.begin(inputs),
+        }
+    }
+
+    /// Reads one token of each sequence, and answers logits of the next: `[sequences, vocabulary]`.
+    ///
+    /// # Errors
+    ///
+    /// When the model does not generate, or the state is another's.
+    pub fn next(&self, tokens: &[i64], state: &mut State) -> Result<Tensor, ModelError> {
+        match self {
+            Self::Decoder(model) => model.next(tokens, state),
+        }
+    }
+}

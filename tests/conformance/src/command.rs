@@ -1,0 +1,92 @@
+//! Runs reference cases and compares: `conformance --cases DIR [--types a,b] [--write DIR] [--json]`. What a case is
+//! stands in [`crate`].
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::case::Case;
+use crate::{Report, Use, Verdict, run};
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+
+/// Run reference cases of models and compare with what Hugging Face's libraries answered.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Directory of cases, each a directory with case.json
+    #[arg(long)]
+    cases: PathBuf,
+    /// Only these model types
+    #[arg(long, value_delimiter = ',')]
+    types: Vec<String>,
+    /// How to use the definitions of models
+    #[arg(long = "use", value_enum, default_value = "eager")]
+    how: Use,
+    /// Directory to write the answers to, as CASE/out.safetensors
+    #[arg(long)]
+    write: Option<PathBuf>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// The program.
+///
+/// # Errors
+///
+/// When a case cannot be read.
+pub fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let mut directories = std::fs::read_dir(&arguments.cases)
+        .with_context(|| arguments.cases.display().to_string())?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    directories.retain(|directory| directory.join("case.json").is_file());
+    directories.sort();
+    let mut reports = Vec::new();
+    for directory in directories {
+        let case = Case::read(&directory)?;
+        if arguments.types.is_empty() || arguments.types.contains(&case.model_type) {
+            let report = run(&case, arguments.how, arguments.write.as_deref())?;
+            if !arguments.json {
+                print(&report);
+            }
+            reports.push(report);
+        }
+    }
+    ensure!(!reports.is_empty(), "{}: no cases of these types", arguments.cases.display());
+    let mut totals: BTreeMap<&str, [usize; 3]> = BTreeMap::new();
+    for report in &reports {
+        totals.entry(&report.model_type).or_default()[column(&report.verdict)] += 1;
+    }
+    let sum = |column: usize| totals.values().map(|counts| counts[column]).sum::<usize>();
+    if arguments.json {
+        println!("{}", serde_json::json!({ "cases": reports, "columns": COLUMNS, "types": totals }));
+    } else {
+        println!("\n{:40} {:>6} {:>6} {:>12}", "model type", COLUMNS[0], COLUMNS[1], COLUMNS[2]);
+        let all = [("all", [sum(0), sum(1), sum(2)])];
+        for (name, [pass, fail, unsupported]) in totals.iter().map(|(name, counts)| (*name, *counts)).chain(all) {
+            println!("{name:40} {pass:>6} {fail:>6} {unsupported:>12}");
+        }
+    }
+    Ok(if sum(1) == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+const COLUMNS: [&str; 3] = ["pass", "fail", "unsupported"];
+
+fn column(verdict: &Verdict) -> usize {
+    match verdict {
+        Verdict::Pass => 0,
+        Verdict::Fail(_) => 1,
+        Verdict::Unsupported(_) => 2,
+    }
+}
+
+fn print(report: &Report) {
+    let case = &report.case;
+    match &report.verdict {
+        Verdict::Pass => println!("pass         {case}: worst error {:.4} of its bound", report.worst),
+        Verdict::Fail(why) => println!("FAIL         {case}: worst error {:.4} of its bound: {why}", report.worst),
+        Verdict::Unsupported(why) => println!("unsupported  {case}: {why}"),
+    }
+}

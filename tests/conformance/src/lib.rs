@@ -1,0 +1,198 @@
+//! Reference cases: small models of every type with weights that follow from their names, and what Hugging Face's
+//! libraries answered.
+//!
+//! Each case is written as an ordinary model directory and loaded by the ordinary loader; what is compared is what a
+//! family says of itself. A case that cannot be run is unsupported, with the loader's own reason, and never passed.
+
+pub mod case;
+pub mod command;
+pub mod compare;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use accel_backends::files::LocalFiles;
+use accel_backends::graph::interpret::{Array, Numbers};
+use accel_backends::graph::{Graph, Recorder};
+use accel_backends::tensor::Engine;
+use accel_backends::weights;
+use accel_models::model::{Begun, Inputs, Model};
+use accel_models::rules::Loader;
+use accel_models::{ModelError, arch};
+use anyhow::Result;
+use serde::Serialize;
+
+use case::{Case, Generated, Stored};
+use compare::Comparison;
+
+/// What came of a case.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Every answer is within its bounds.
+    Pass,
+    /// What is wrong.
+    Fail(String),
+    /// Why it cannot be run.
+    Unsupported(String),
+}
+
+/// A case and what came of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The case.
+    pub case: String,
+    /// Its model type.
+    pub model_type: String,
+    /// What came of it.
+    pub verdict: Verdict,
+    /// The largest error in parts of its bound.
+    pub worst: f64,
+}
+
+/// Runs a case, and writes the answers to `<write>/<case>/out.safetensors` if asked to, under the names of its outputs.
+///
+/// # Errors
+///
+/// When the case cannot be read or the answers cannot be written; what is wrong with the answers is in the report.
+pub fn run(case: &Case, how: Use, write: Option<&Path>) -> Result<Report> {
+    let (verdict, worst) = match answers(case, how) {
+        Ok(answers) => {
+            if let Some(directory) = write.map(|directory| directory.join(&case.name)) {
+                std::fs::create_dir_all(&directory)?;
+                safetensors::serialize_to_file(
+                    answers.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())),
+                    None,
+                    &directory.join("out.safetensors"),
+                )?;
+            }
+            let Comparison { worst, faults } = Comparison::of(case, &answers, how == Use::Eager)?;
+            (if faults.is_empty() { Verdict::Pass } else { Verdict::Fail(faults.join("; ")) }, worst)
+        }
+        Err(error) if matches!(error.downcast_ref(), Some(ModelError::Unsupported { .. })) => {
+            (Verdict::Unsupported(error.to_string()), 0.0)
+        }
+        Err(error) => (Verdict::Fail(format!("{error:#}")), 0.0),
+    };
+    Ok(Report { case: case.name.clone(), model_type: case.model_type.clone(), verdict, worst })
+}
+
+/// How a model's definition is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Use {
+    /// Computed as it goes.
+    Eager,
+    /// Recorded, brought down to primitives, and interpreted.
+    Interpreted,
+}
+
+/// Everything that the model answers, by the names of the case.
+fn answers(case: &Case, how: Use) -> Result<BTreeMap<String, Stored>> {
+    refuse("the entry", case.entry.as_ref(), "a forward call")?;
+    let directory = tempfile::tempdir()?;
+    case.write_model(directory.path())?;
+    let files = LocalFiles::open(directory.path())?;
+    let index = weights::index(&files)?;
+    let description = arch::describe(&files, &index)?;
+    let engine = Engine::cpu(1)?;
+    let model = Model::load(&Loader::new(&files, &index, description.rules, &engine), description.spec)?;
+    let mut answers = BTreeMap::new();
+    for (name, array) in match how {
+        Use::Eager => eager(&model, case, &engine)?,
+        Use::Interpreted => interpreted(&model, case, &engine)?,
+    } {
+        answers.insert(name, stored(&array));
+    }
+    if let Some(generated) = case.generate.as_ref().filter(|_| how == Use::Eager) {
+        // The reference's mask is all ones.
+        let wanted = |name: &str| name != "attention_mask" && generated.inputs.iter().any(|one| one == name);
+        generate(&model, &inputs(case, &engine, wanted)?, generated, &mut answers)?;
+    }
+    Ok(answers)
+}
+
+/// What a case asks, as far as `wanted`.
+fn inputs(case: &Case, engine: &Engine, wanted: impl Fn(&str) -> bool) -> Result<Inputs> {
+    let mut inputs = Inputs::default();
+    for input in case.inputs.iter().filter(|input| wanted(&input.name)) {
+        inputs.insert(&input.name, case.input(engine, input)?);
+    }
+    for (name, value) in &case.scalar_inputs {
+        let number = value.as_f64().or_else(|| value.as_bool().map(|truth| f64::from(u8::from(truth))));
+        match number {
+            Some(number) => inputs.insert_number(name, number),
+            None => refuse("the input", Some(&format!("{name}: {value}")), "numbers and truths")?,
+        }
+    }
+    Ok(inputs)
+}
+
+fn eager(model: &Model, case: &Case, engine: &Engine) -> Result<Vec<(String, Array)>> {
+    let outputs = model.forward(&inputs(case, engine, |_| true)?)?;
+    outputs.into_iter().map(|(name, tensor)| Ok((name, Array::of(&tensor)?))).collect()
+}
+
+/// The graph of a forward call, whose inputs are all tensors of the case but masks, and the values of these inputs.
+fn recorded(model: &Model, case: &Case, engine: &Engine) -> Result<(Graph, HashMap<String, Array>)> {
+    let (recorder, mut given) = (Recorder::new(), HashMap::new());
+    let mut asked = inputs(case, engine, |_| true)?;
+    for input in case.inputs.iter().filter(|input| !input.name.contains("mask")) {
+        let known = case.input(engine, input)?;
+        given.insert(input.name.clone(), Array::of(&known)?);
+        let tensor = recorder.input(engine, &input.name, known.kind(), known.dims());
+        asked.insert_recorded(&input.name, tensor, known);
+    }
+    Ok((recorder.finish(&model.forward(&asked)?)?, given))
+}
+
+fn interpreted(model: &Model, case: &Case, engine: &Engine) -> Result<Vec<(String, Array)>> {
+    let (graph, given) = recorded(model, case, engine)?;
+    Ok(graph.lower(engine, |_| false)?.interpret(&given)?.into_iter().collect())
+}
+
+fn stored(array: &Array) -> Stored {
+    match &array.numbers {
+        Numbers::Float(values) => Stored::floats(&array.dims, values),
+        Numbers::Whole(values) => Stored::integers(&array.dims, values),
+    }
+}
+
+fn refuse(what: &str, found: Option<&String>, supported: &str) -> Result<(), ModelError> {
+    let unsupported = |found: &String| ModelError::Unsupported {
+        what: what.to_owned(),
+        found: found.clone(),
+        supported: supported.to_owned(),
+    };
+    found.map_or(Ok(()), |found| Err(unsupported(found)))
+}
+
+/// Generates greedily, token by token: `gen.sequences` and `gen.logits`.
+fn generate(
+    model: &Model,
+    inputs: &Inputs,
+    generated: &Generated,
+    answers: &mut BTreeMap<String, Stored>,
+) -> Result<()> {
+    let Begun { mut state, mut sequences, mut logits } = model.begin(inputs)?;
+    let vocabulary = logits.dim(-1)?;
+    let mut all = vec![Vec::new(); sequences.len()];
+    for step in 0..generated.max_new_tokens {
+        let mut chosen = Vec::with_capacity(sequences.len());
+        for (row, after) in logits.to_vec()?.chunks_exact(vocabulary).enumerate() {
+            // The first of equals, as the reference has it.
+            let best = |best: usize, place: usize| if after[place] > after[best] { place } else { best };
+            let id = i64::try_from((0..vocabulary).fold(0, best))?;
+            chosen.push(id);
+            sequences[row].push(id);
+            all[row].extend_from_slice(after);
+        }
+        if step + 1 < generated.max_new_tokens {
+            logits = model.next(&chosen, &mut state)?;
+        }
+    }
+    let dims = [sequences.len(), sequences[0].len()];
+    answers.insert("gen.sequences".into(), Stored::integers(&dims, &sequences.concat()));
+    let dims = [dims[0], generated.max_new_tokens, vocabulary];
+    answers.insert("gen.logits".into(), Stored::floats(&dims, &all.concat()));
+    Ok(())
+}
