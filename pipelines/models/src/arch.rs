@@ -73,7 +73,17 @@ pub struct Gguf {
 }
 
 /// All model types.
-pub const ALL: &[&Arch] = &[&decoder::llama::ARCH, &decoder::mistral::ARCH];
+pub const ALL: &[&Arch] = &[
+    &decoder::bloom::ARCH,
+    &decoder::deepseek_v3::ARCH,
+    &decoder::falcon::ARCH,
+    &decoder::gemma2::ARCH,
+    &decoder::gpt2::ARCH,
+    &decoder::llama::ARCH,
+    &decoder::mistral::ARCH,
+    &decoder::mixtral::ARCH,
+    &decoder::phi::ARCH,
+];
 
 /// What a model is, and where its weights lie.
 #[derive(Debug)]
@@ -139,7 +149,7 @@ fn decoder_head(config: &Config, kind: HeadKind, logits: LogitsSpec) -> Result<H
         HeadKind::SequenceLabels => {
             HeadSpec::SequenceLabels { labels: labels(config)?, padding: config.optional_integer("pad_token_id")? }
         }
-        HeadKind::TokenLabels => HeadSpec::TokenLabels { labels: labels(config)?, bias: true },
+        HeadKind::TokenLabels => HeadSpec::TokenLabels { labels: labels(config)? },
         HeadKind::Span => HeadSpec::Span,
     })
 }

@@ -44,6 +44,8 @@ struct Slot {
     absent: Vec<bool>,
     /// Positions that were read.
     length: usize,
+    /// The type of its last token, where types were given.
+    last_type: Option<i64>,
 }
 
 /// The state of one layer.
@@ -108,6 +110,16 @@ impl State {
         for row in rows {
             self.slot(row.slot).length = row.past + row.len;
         }
+    }
+
+    /// Says what type the last token of a sequence is.
+    pub fn set_last_type(&mut self, slot: usize, last_type: i64) {
+        self.slot(slot).last_type = Some(last_type);
+    }
+
+    /// The type of each sequence's last token; none where types were not given.
+    pub fn last_types(&self) -> Option<Vec<i64>> {
+        self.slots.iter().map(|slot| slot.last_type).collect()
     }
 
     /// The rows that read one more token of each sequence.

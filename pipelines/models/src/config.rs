@@ -122,6 +122,18 @@ impl Config {
         self.optional(key, "a positive whole number", size)
     }
 
+    /// A size under one of two keys: checkpoints of one type use both.
+    ///
+    /// # Errors
+    ///
+    /// When both are missing, or it is mistyped.
+    pub fn either_size(&self, keys: [&str; 2]) -> Result<usize, ConfigError> {
+        match self.optional_size(keys[1])? {
+            Some(size) if !self.has(keys[0]) => Ok(size),
+            _ => self.size(keys[0]),
+        }
+    }
+
     /// A number.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod bias;
 pub mod embed;
+pub mod latent;
 pub mod mlp;
 pub mod moe;
 pub mod norm;

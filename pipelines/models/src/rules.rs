@@ -11,7 +11,8 @@ use crate::ModelError;
 /// A part of a model and its name in the files; each `{}` stands for a number, of a layer or an expert.
 ///
 /// A rule names a module, `.weight` and `.bias` follow in both, or a whole tensor, or what several names begin with, where
-/// both end in a dot.
+/// both end in a dot. Of several rules for one name the first counts whose tensor is there: types have had more names
+/// than one.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     /// The name in the model.
@@ -190,7 +191,7 @@ impl<'a> Loader<'a> {
         // Vectors are small and go through operations that want floats.
         let dense = || Tensor::new(self.engine, stored.to_vec()?, stored.dims());
         match how {
-            How::AsIs if tensor.dims.len() < 2 => dense(),
+            How::AsIs | How::Transposed if tensor.dims.len() < 2 => dense(),
             How::AsIs => Ok(stored.clone()),
             How::AddOne => dense().and_then(|dense| dense.shift(1.0)),
             How::Transposed => {
@@ -204,15 +205,15 @@ impl<'a> Loader<'a> {
         .map_err(at())
     }
 
-    /// The name in the file, and what is done to the tensor. A name without a rule is its own.
+    /// The name in the file, and what is done to the tensor: by the first rule for it whose tensor is there, or the first
+    /// of all. A name without a rule is its own.
     fn find(&self, name: &str) -> (String, How) {
         let name = self.name(name);
-        let stack = self.rules.stack.iter().find_map(|rule| Some((rename(rule, &name)?, rule.how)));
-        if let Some((from, how)) = stack {
-            return (format!("{}{from}", self.rules.base), how);
-        }
-        let head = self.rules.heads.iter().find_map(|rule| Some((rename(rule, &name)?, rule.how)));
-        head.unwrap_or((name, How::AsIs))
+        let named = |base: &str, rule: &Rule| Some((format!("{base}{}", rename(rule, &name)?), rule.how));
+        let stack = self.rules.stack.iter().filter_map(|rule| named(self.rules.base, rule));
+        let all: Vec<_> = stack.chain(self.rules.heads.iter().filter_map(|rule| named("", rule))).collect();
+        let there = all.iter().find(|(from, _)| self.index.get(from).is_some());
+        there.or(all.first()).cloned().unwrap_or((name.clone(), How::AsIs))
     }
 }
 

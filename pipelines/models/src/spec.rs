@@ -38,8 +38,6 @@ pub enum HeadSpec {
     TokenLabels {
         /// How many labels.
         labels: usize,
-        /// Whether the layer has a bias.
-        bias: bool,
     },
     /// For each token, logits of being the first and the last of an answer.
     Span,
@@ -95,8 +93,8 @@ pub struct EmbedSpec {
     pub scale: f32,
     /// What is added for positions.
     pub positions: PositionSpec,
-    /// How many types of tokens have an embedding of their own, added too.
-    pub types: usize,
+    /// What is added for types of tokens.
+    pub types: TypeSpec,
     /// The norm of the sum.
     pub norm: Option<NormSpec>,
 }
@@ -104,8 +102,19 @@ pub struct EmbedSpec {
 impl EmbedSpec {
     /// A table alone.
     pub fn plain(vocabulary: usize, width: usize) -> Self {
-        Self { vocabulary, width, scale: 1.0, positions: PositionSpec::None, types: 0, norm: None }
+        Self { vocabulary, width, scale: 1.0, positions: PositionSpec::None, types: TypeSpec::None, norm: None }
     }
+}
+
+/// What is added to embeddings for types of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TypeSpec {
+    /// Nothing.
+    None,
+    /// Rows of a table of so many types.
+    Table(usize),
+    /// Rows of the table of tokens, where types are given.
+    Tokens,
 }
 
 /// What is added to embeddings for positions.
@@ -256,6 +265,33 @@ impl NormSpec {
 pub enum MixerSpec {
     /// By attention.
     Attention(AttentionSpec),
+    /// By attention whose queries, keys and values come from narrow states.
+    Latent(LatentSpec),
+}
+
+/// Latent attention.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatentSpec {
+    /// Heads.
+    pub heads: usize,
+    /// Elements of the state that queries come from, where it is not the token's own.
+    pub query_rank: Option<usize>,
+    /// Elements of the state that keys and values come from.
+    pub kv_rank: usize,
+    /// Elements of a query and a key that do not turn.
+    pub plain: usize,
+    /// Elements of a query and a key that turn.
+    pub turned: usize,
+    /// Elements of a value.
+    pub value_head: usize,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// How positions turn: an index into the stack's ropes.
+    pub rope: usize,
+    /// Whether the layers from and to the token's state have biases.
+    pub bias: bool,
+    /// Added to the mean square of narrow states.
+    pub norm_eps: f64,
 }
 
 /// Attention with grouped queries.
@@ -416,6 +452,13 @@ pub struct RouterSpec {
     pub groups: Option<RouterGroups>,
     /// Of each sequence an expert takes so many tokens at most; others go through none.
     pub capacity: Option<usize>,
+}
+
+impl RouterSpec {
+    /// So many experts by their scores alone.
+    pub fn plain(chosen: usize, scores: RouterScores) -> Self {
+        Self { chosen, scores, normalised: false, scale: 1.0, correction: false, groups: None, capacity: None }
+    }
 }
 
 /// What makes weights of scores.

@@ -12,6 +12,7 @@ use crate::cache::{LayerState, Row, State};
 use crate::layers::attention::{Attention, Pass, Source};
 use crate::layers::bias::Bias;
 use crate::layers::embed::{Embed, Tokens};
+use crate::layers::latent::Latent;
 use crate::layers::mlp::Mlp;
 use crate::layers::moe::Moe;
 use crate::layers::norm::Norm;
@@ -43,6 +44,7 @@ struct Layer {
 #[derive(Debug)]
 enum Mixer {
     Attention(Attention),
+    Latent(Box<Latent>),
 }
 
 #[derive(Debug)]
@@ -191,6 +193,7 @@ impl Stack {
     pub fn position_bytes(&self) -> u64 {
         let width = |layer: &LayerSpec| match &layer.mixer {
             MixerSpec::Attention(attention) => 2 * 4 * (attention.kv_heads * attention.head) as u64,
+            MixerSpec::Latent(latent) => 4 * (latent.heads * (latent.plain + latent.turned + latent.value_head)) as u64,
         };
         self.spec.layers.iter().map(width).sum()
     }
@@ -204,6 +207,7 @@ impl Layer {
         Ok(Self {
             mixer: match &spec.mixer {
                 MixerSpec::Attention(spec) => Mixer::Attention(Attention::load(loader, &name("attn"), spec, hidden)?),
+                MixerSpec::Latent(spec) => Mixer::Latent(Box::new(Latent::load(loader, &name("attn"), spec, hidden)?)),
             },
             cross: spec.cross.as_ref().map(|spec| Attention::load(loader, &name("cross"), spec, hidden)).transpose()?,
             ffn: match &spec.ffn {
@@ -233,6 +237,7 @@ impl Layer {
         let before = normed(norms.mixer.as_ref(), &x)?;
         let mixed = match &self.mixer {
             Mixer::Attention(attention) => attention.forward(&before, pass, state.as_deref_mut())?,
+            Mixer::Latent(attention) => attention.forward(&before, pass, state.as_deref_mut())?,
         };
         let mixed = normed(norms.mixer_out.as_ref(), &mixed)?;
         if self.residual == ResidualSpec::Parallel {

@@ -1,7 +1,14 @@
 //! Model types of the decoder family, one file each, and what their configurations share.
 
+pub mod bloom;
+pub mod deepseek_v3;
+pub mod falcon;
+pub mod gemma2;
+pub mod gpt2;
 pub mod llama;
 pub mod mistral;
+pub mod mixtral;
+pub mod phi;
 
 use crate::ModelError;
 use crate::config::{Config, ConfigError};
@@ -10,19 +17,18 @@ use crate::spec::{
     NormSpec, NormsSpec, ResidualSpec, RopeScaling, RopeSpec, Spec, StackSpec,
 };
 
-/// A decoder whose layers are all alike.
-struct Uniform {
+/// The parts of a decoder.
+struct Parts {
     hidden: usize,
     embed: EmbedSpec,
-    layers: usize,
-    layer: LayerSpec,
+    layers: Vec<LayerSpec>,
     context: usize,
     ropes: Vec<RopeSpec>,
     bias: BiasSpec,
     final_norm: Option<NormSpec>,
 }
 
-impl Uniform {
+impl Parts {
     fn decoder(self, head: HeadSpec) -> Spec {
         // This scaling alone is told the context before it is stretched.
         let context = match self.ropes.first().map(|rope| &rope.scaling) {
@@ -35,7 +41,7 @@ impl Uniform {
             causal: true,
             ropes: self.ropes,
             bias: self.bias,
-            layers: vec![self.layer; self.layers],
+            layers: self.layers,
             final_norm: self.final_norm,
         };
         Spec::Decoder(Box::new(DecoderSpec { stack, head, context }))
@@ -57,7 +63,7 @@ fn sequential(norm: NormSpec, attention: AttentionSpec, mlp: MlpSpec) -> LayerSp
 /// Layers of one model; the deepest in use have some 130.
 const LAYERS_MAX: usize = 1024;
 
-fn layers(config: &Config, key: &str) -> Result<usize, ConfigError> {
+pub(super) fn layers(config: &Config, key: &str) -> Result<usize, ConfigError> {
     let layers = config.size(key)?;
     if layers > LAYERS_MAX { Err(config.wrong(key, format!("at most {LAYERS_MAX}"))) } else { Ok(layers) }
 }

@@ -26,6 +26,17 @@ pub(super) fn scaling(config: &Config, base: f64, rotated: usize) -> Result<Rope
     })
 }
 
+/// The factor of scores of `width` elements, which YaRN makes larger where `mscale_all_dim` says so
+/// (`DeepseekV3Attention`).
+pub(super) fn latent_scale(config: &Config, width: usize) -> Result<f32, ModelError> {
+    let plain = (width as f64).powf(-0.5);
+    let Some(section) = config.section("rope_scaling")? else { return Ok(plain as f32) };
+    let weight = section.optional_number("mscale_all_dim")?.unwrap_or(0.0);
+    let factor = section.optional_number("factor")?.unwrap_or(1.0);
+    let stretched = if weight == 0.0 || factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
+    Ok((plain * stretched * stretched) as f32)
+}
+
 const CONTEXT: &str = "max_position_embeddings";
 const ORIGINAL_CONTEXT: &str = "original_max_position_embeddings";
 

@@ -32,6 +32,8 @@ pub struct Batch {
     pub length: usize,
     /// Which tokens of each are padding.
     pub absent: Vec<Vec<bool>>,
+    /// Whole `[sequences * length]`: the types of tokens, where they are given.
+    pub types: Option<Tensor>,
 }
 
 impl Batch {
@@ -45,12 +47,22 @@ impl Batch {
         let &[sequences, length] = dims else { return Err(ModelError::input(ids, "[batch, tokens]", dims)) };
         let absent = absent(inputs, mask, sequences, length)?;
         let ids = inputs.tensor(ids)?.reshape(&[sequences * length]).map_err(ModelError::at(ids))?;
-        Ok(Self { ids, known, sequences, length, absent })
+        Ok(Self { ids, known, sequences, length, absent, types: None })
+    }
+
+    /// The same with the types of that input, where it is given.
+    ///
+    /// # Errors
+    ///
+    /// When they are of another shape.
+    pub fn with_types(self, inputs: &Inputs, types: &str) -> Result<Self, ModelError> {
+        let flat = |types: &Tensor| types.reshape(&[self.sequences * self.length]).map_err(ModelError::at("types"));
+        Ok(Self { types: inputs.optional(types).map(flat).transpose()?, ..self })
     }
 
     /// Its tokens.
     pub fn tokens(&self) -> Tokens<'_> {
-        Tokens { ids: &self.ids, known: &self.known, types: None }
+        Tokens { ids: &self.ids, known: &self.known, types: self.types.as_ref() }
     }
 
     /// Its rows.
@@ -101,7 +113,7 @@ impl Decoder {
             HeadSpec::States => None,
             HeadSpec::NextToken(logits) => Some(logits_matrix(loader, &stack, logits)?),
             HeadSpec::SequenceLabels { labels, .. } => Some(loader.linear("head.labels", *labels, hidden, false)?),
-            HeadSpec::TokenLabels { labels, bias } => Some(loader.linear("head.labels", *labels, hidden, *bias)?),
+            HeadSpec::TokenLabels { labels } => Some(loader.linear("head.token_labels", *labels, hidden, true)?),
             HeadSpec::Span => Some(loader.linear("head.span", 2, hidden, true)?),
         };
         Ok(Self { stack, head: spec.head, matrix, context: spec.context })
@@ -188,8 +200,8 @@ impl Decoder {
     ///
     /// When an input is missing, not supported, or of the wrong shape.
     pub fn answer(&self, inputs: &Inputs) -> Result<Outputs, ModelError> {
-        inputs.only(&["input_ids", "attention_mask"])?;
-        let batch = Batch::of(inputs, "input_ids", "attention_mask")?;
+        inputs.only(&["input_ids", "attention_mask", "token_type_ids"])?;
+        let batch = Batch::of(inputs, "input_ids", "attention_mask")?.with_types(inputs, "token_type_ids")?;
         let (rows, mut state) = (batch.rows(), self.state());
         for (slot, absent) in batch.absent.iter().enumerate() {
             state.hide(slot, absent.clone());
@@ -219,11 +231,15 @@ impl Decoder {
         if !matches!(self.head, HeadSpec::NextToken(_)) {
             return Err(ModelError::no_generation());
         }
-        let batch = Batch::of(inputs, "input_ids", "attention_mask")?;
+        let batch = Batch::of(inputs, "input_ids", "attention_mask")?.with_types(inputs, "token_type_ids")?;
         let mut state = self.state();
         let wanted: Vec<usize> = (1..=batch.sequences).map(|row| row * batch.length - 1).collect();
         let logits = self.read(batch.tokens(), &batch.rows(), &wanted, &mut state)?;
         let logits = logits.ok_or_else(ModelError::no_generation)?;
+        if let Some((types, _)) = inputs.optional_whole("token_type_ids")? {
+            let last = types.chunks(batch.length.max(1)).filter_map(<[i64]>::last);
+            last.enumerate().for_each(|(slot, &last)| state.set_last_type(slot, last));
+        }
         let sequences = batch.known.chunks(batch.length.max(1)).map(<[i64]>::to_vec).collect();
         Ok(Begun { state, sequences, logits })
     }
@@ -236,9 +252,12 @@ impl Decoder {
     pub fn next(&self, tokens: &[i64], state: &mut State) -> Result<Tensor, ModelError> {
         let ids = Tensor::whole(self.stack.embedding().table().engine(), tokens.to_vec(), &[tokens.len()]);
         let ids = ids.map_err(ModelError::at("tokens"))?;
+        // Types go on as they ended.
+        let types = state.last_types().map(|types| Tensor::whole(ids.engine(), types, &[tokens.len()]));
+        let types = types.transpose().map_err(ModelError::at("types"))?;
         let wanted: Vec<usize> = (0..tokens.len()).collect();
         let rows = state.next_rows();
-        let logits = self.read(Tokens { ids: &ids, known: tokens, types: None }, &rows, &wanted, state)?;
+        let logits = self.read(Tokens { ids: &ids, known: tokens, types: types.as_ref() }, &rows, &wanted, state)?;
         logits.ok_or_else(ModelError::no_generation)
     }
 }

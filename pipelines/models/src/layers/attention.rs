@@ -11,11 +11,21 @@ use crate::layers::norm::Norm;
 use crate::rules::Loader;
 use crate::spec::{AttentionSpec, QkvLayout};
 
+/// What attention does with queries, keys and values that are made.
+#[derive(Debug)]
+pub struct Core {
+    /// Its name.
+    pub name: String,
+    /// Sizes.
+    pub shape: AttentionShape,
+    /// `[heads]`
+    pub sinks: Option<Tensor>,
+}
+
 /// Attention with its weights.
 #[derive(Debug)]
 pub struct Attention {
-    name: String,
-    shape: AttentionShape,
+    core: Core,
     rope: Option<usize>,
     clip: Option<f32>,
     q: Linear,
@@ -25,7 +35,6 @@ pub struct Attention {
     q_norm: Option<Norm>,
     k_norm: Option<Norm>,
     norms_whole: bool,
-    sinks: Option<Tensor>,
 }
 
 /// What one pass tells its attentions.
@@ -93,9 +102,9 @@ impl Attention {
             norm.map(|norm| Norm::load(loader, &at(part), &norm.norm, if norm.whole { width } else { spec.head }))
                 .transpose()
         };
+        let sinks = spec.sinks.then(|| loader.tensor(&at("sinks"), &[spec.heads])).transpose()?;
         Ok(Self {
-            name: loader.name(name),
-            shape,
+            core: Core { name: loader.name(name), shape, sinks },
             rope: spec.rope,
             clip: spec.clip,
             q,
@@ -105,7 +114,6 @@ impl Attention {
             q_norm: norm("q_norm", wide)?,
             k_norm: norm("k_norm", narrow)?,
             norms_whole: spec.qk_norm.is_some_and(|norm| norm.whole),
-            sinks: spec.sinks.then(|| loader.tensor(&at("sinks"), &[spec.heads])).transpose()?,
         })
     }
 
@@ -116,25 +124,12 @@ impl Attention {
     ///
     /// When the shape or the state does not fit.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, state: Option<&mut LayerState>) -> Result<Tensor, ModelError> {
-        let at = || ModelError::at(&self.name);
+        let at = || ModelError::at(&self.core.name);
         let [q, k, v] = x.linears([&self.q, &self.k, &self.v]).map_err(at())?;
         let q = self.prepared(&self.clipped(q)?, self.q_norm.as_ref(), pass)?;
         let k = self.prepared(&self.clipped(k)?, self.k_norm.as_ref(), pass)?;
         let v = self.clipped(v)?;
-        let held = pass.rows.iter().zip(pass.absent).map(|(row, absent)| (row.past + row.len, absent.as_slice()));
-        let held: Vec<Held<'_>> = held.collect();
-        let attended = match state {
-            None => self.attend(&q, &[(k, v)], &held, pass, true).map_err(at())?,
-            Some(state) if q.is_recorded() => {
-                let kept = state.keep_recorded(pass.rows, &k, &v)?;
-                self.attend(&q, &kept, &held, pass, true).map_err(at())?
-            }
-            Some(state) => {
-                state.keep(pass.rows, &k, &v)?;
-                self.attend_paged(&q, pass, state).map_err(at())?
-            }
-        };
-        attended.linear(&self.out).map_err(at())
+        self.core.forward(&q, k, v, pass, state)?.linear(&self.out).map_err(at())
     }
 
     /// Tokens attend to what their sequence is made from, whose keys and values stay in the state.
@@ -143,8 +138,9 @@ impl Attention {
     ///
     /// When the shape or the state does not fit.
     pub fn across(&self, x: &Tensor, pass: &Pass<'_>, state: Option<&mut LayerState>) -> Result<Tensor, ModelError> {
-        let at = || ModelError::at(&self.name);
-        let source = || pass.source.ok_or_else(|| ModelError::MissingInput { name: format!("{}: source", self.name) });
+        let at = || ModelError::at(&self.core.name);
+        let source =
+            || pass.source.ok_or_else(|| ModelError::MissingInput { name: format!("{}: source", self.core.name) });
         let made = |source: &Source| -> Result<Vec<Across>, TensorError> {
             let [k, v] = source.states.linears([&self.k, &self.v])?;
             let parts = k.split(0, &source.lengths)?.into_iter().zip(v.split(0, &source.lengths)?);
@@ -165,37 +161,68 @@ impl Attention {
         };
         let held: Vec<Held<'_>> = parts.iter().map(|part| (part.keys.dims()[0], part.absent.as_slice())).collect();
         let parts: Vec<_> = parts.iter().map(|part| (part.keys.clone(), part.values.clone())).collect();
-        let attended = self.attend(&q, &parts, &held, pass, false).map_err(at())?;
+        let attended = self.core.attend(&q, &parts, &held, pass, false).map_err(at())?;
         attended.linear(&self.out).map_err(at())
     }
 
     fn clipped(&self, x: Tensor) -> Result<Tensor, ModelError> {
         match self.clip {
-            Some(clip) => x.clamp(-clip, clip).map_err(ModelError::at(&self.name)),
+            Some(clip) => x.clamp(-clip, clip).map_err(ModelError::at(&self.core.name)),
             None => Ok(x),
         }
     }
 
     /// Queries or keys after their norm and turn: `[tokens, heads * head]`.
     fn prepared(&self, x: &Tensor, norm: Option<&Norm>, pass: &Pass<'_>) -> Result<Tensor, ModelError> {
-        let at = || ModelError::at(&self.name);
+        let at = || ModelError::at(&self.core.name);
         let mut x = x.clone();
         if let Some(norm) = norm {
             let dims = x.dims().to_vec();
-            let heads = dims[1] / self.shape.head;
+            let heads = dims[1] / self.core.shape.head;
             x = if self.norms_whole {
                 norm.forward(&x)?
             } else {
-                let apart = x.reshape(&[dims[0], heads, self.shape.head]).map_err(at())?;
+                let apart = x.reshape(&[dims[0], heads, self.core.shape.head]).map_err(at())?;
                 norm.forward(&apart)?.reshape(&dims).map_err(at())?
             };
         }
         match self.rope {
             Some(rope) => {
                 let (angles, style) = &pass.angles[rope];
-                x.rope(angles, self.shape.head, *style).map_err(at())
+                x.rope(angles, self.core.shape.head, *style).map_err(at())
             }
             None => Ok(x),
+        }
+    }
+}
+
+impl Core {
+    /// Attends among the tokens of each sequence: `[tokens, heads * head]` and so on to `[tokens, heads * value_head]`.
+    ///
+    /// # Errors
+    ///
+    /// When the shape or the state does not fit.
+    pub fn forward(
+        &self,
+        q: &Tensor,
+        k: Tensor,
+        v: Tensor,
+        pass: &Pass<'_>,
+        state: Option<&mut LayerState>,
+    ) -> Result<Tensor, ModelError> {
+        let at = || ModelError::at(&self.name);
+        let held = pass.rows.iter().zip(pass.absent).map(|(row, absent)| (row.past + row.len, absent.as_slice()));
+        let held: Vec<Held<'_>> = held.collect();
+        match state {
+            None => self.attend(q, &[(k, v)], &held, pass, true).map_err(at()),
+            Some(state) if q.is_recorded() => {
+                let kept = state.keep_recorded(pass.rows, &k, &v)?;
+                self.attend(q, &kept, &held, pass, true).map_err(at())
+            }
+            Some(state) => {
+                state.keep(pass.rows, &k, &v)?;
+                self.attend_paged(q, pass, state).map_err(at())
+            }
         }
     }
 

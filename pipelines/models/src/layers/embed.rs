@@ -6,7 +6,7 @@ use crate::ModelError;
 use crate::cache::Row;
 use crate::layers::norm::Norm;
 use crate::rules::Loader;
-use crate::spec::{EmbedSpec, PositionSpec, SinusoidLayout};
+use crate::spec::{EmbedSpec, PositionSpec, SinusoidLayout, TypeSpec};
 
 /// Tables of embeddings with their weights.
 #[derive(Debug)]
@@ -42,7 +42,10 @@ impl Embed {
             PositionSpec::Learned { rows, .. } => Some(loader.weight("positions", &[rows, spec.width])?),
             PositionSpec::None | PositionSpec::Sinusoids { .. } => None,
         };
-        let types = (spec.types > 0).then(|| loader.weight("types", &[spec.types, spec.width])).transpose()?;
+        let types = match spec.types {
+            TypeSpec::Table(types) => Some(loader.weight("types", &[types, spec.width])?),
+            TypeSpec::None | TypeSpec::Tokens => None,
+        };
         let norm = Norm::load_optional(loader, "embed_norm", spec.norm.as_ref(), spec.width)?;
         let projection =
             (spec.width != hidden).then(|| loader.linear("embed_projection", hidden, spec.width, true)).transpose()?;
@@ -84,6 +87,9 @@ impl Embed {
             let mut x = x;
             if let Some(positions) = self.positions(&x, tokens.known, rows)? {
                 x = x.add(&positions)?;
+            }
+            if let (TypeSpec::Tokens, Some(of)) = (self.spec.types, tokens.types) {
+                x = x.add(&self.of_tokens(of)?)?;
             }
             if let Some(types) = &self.types {
                 x = x.add(&match tokens.types {

@@ -2,7 +2,7 @@
 
 use accel_backends::weights::TensorIndex;
 
-use super::{Uniform, activation, heads, layers, sequential};
+use super::{Parts, activation, heads, layers, sequential};
 use crate::ModelError;
 use crate::arch::{Arch, Class, Gguf, HeadKind, HuggingFace, decoder_head, rope};
 use crate::config::Config;
@@ -46,8 +46,12 @@ pub(super) const STACK: &[Rule] = &[
 ];
 
 /// The names of all heads that Hugging Face's generic classes put on a stack (`modeling_layers.py`).
-pub(super) const HEADS: &[Rule] =
-    &[Rule::new("head.next_token", "lm_head"), Rule::new("head.labels", "score"), Rule::new("head.span", "qa_outputs")];
+pub(super) const HEADS: &[Rule] = &[
+    Rule::new("head.next_token", "lm_head"),
+    Rule::new("head.labels", "score"),
+    Rule::new("head.token_labels", "score"),
+    Rule::new("head.span", "qa_outputs"),
+];
 
 const GGUF_STACK: &[Rule] = &[
     Rule::new("embed", "token_embd"),
@@ -92,11 +96,10 @@ pub(super) fn like_llama(
     let mut mlp = MlpSpec::gated(config.size("intermediate_size")?, activation(config, "hidden_act", "silu")?);
     change(&mut attention, &mut mlp)?;
     let logits = LogitsSpec::plain(config.truth_or("tie_word_embeddings", false)?);
-    let uniform = Uniform {
+    let parts = Parts {
         hidden,
         embed: EmbedSpec::plain(config.size("vocab_size")?, hidden),
-        layers: layers(config, "num_hidden_layers")?,
-        layer: sequential(norm, attention, mlp),
+        layers: vec![sequential(norm, attention, mlp); layers(config, "num_hidden_layers")?],
         context: config.optional_size("max_position_embeddings")?.unwrap_or(context),
         ropes: vec![RopeSpec {
             base,
@@ -107,7 +110,7 @@ pub(super) fn like_llama(
         bias: BiasSpec::None,
         final_norm: Some(norm),
     };
-    Ok(uniform.decoder(decoder_head(config, kind, logits)?))
+    Ok(parts.decoder(decoder_head(config, kind, logits)?))
 }
 
 /// GGUF writers permute queries and keys of this type, so that neighbours turn together.
@@ -148,17 +151,16 @@ fn gguf_spec(config: &Config, index: &TensorIndex) -> Result<Spec, ModelError> {
         style: RopeStyle::Pairs,
         scaling: gguf_rope_scaling(config, index)?,
     };
-    let uniform = Uniform {
+    let parts = Parts {
         hidden,
         embed: EmbedSpec::plain(vocabulary, hidden),
-        layers: layers(config, "llama.block_count")?,
-        layer: sequential(norm, attention, mlp),
+        layers: vec![sequential(norm, attention, mlp); layers(config, "llama.block_count")?],
         context: config.size("llama.context_length")?,
         ropes: vec![rope],
         bias: BiasSpec::None,
         final_norm: Some(norm),
     };
-    Ok(uniform.decoder(HeadSpec::NextToken(LogitsSpec::plain(index.get("output.weight").is_none()))))
+    Ok(parts.decoder(HeadSpec::NextToken(LogitsSpec::plain(index.get("output.weight").is_none()))))
 }
 
 fn gguf_rope_scaling(config: &Config, index: &TensorIndex) -> Result<RopeScaling, ModelError> {

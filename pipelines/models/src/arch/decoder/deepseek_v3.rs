@@ -1,0 +1,113 @@
+//! DeepSeek-V3 (`transformers/models/deepseek_v3`; <https://arxiv.org/abs/2412.19437>).
+
+use super::{Parts, activation, layers, llama};
+use crate::ModelError;
+use crate::arch::{Arch, Class, HeadKind, HuggingFace, decoder_head, rope};
+use crate::config::Config;
+use crate::rules::Rule;
+use crate::spec::{
+    BiasSpec, EmbedSpec, FfnSpec, LatentSpec, LayerSpec, LogitsSpec, MixerSpec, MlpSpec, MoeSpec, NormSpec, NormsSpec,
+    ResidualSpec, RopeSpec, RopeStyle, RouterGroups, RouterScores, RouterSpec, SharedExpertSpec, Spec,
+};
+
+/// The model type.
+pub const ARCH: Arch = Arch {
+    hugging_face: HuggingFace { model_type: "deepseek_v3", classes: CLASSES, spec, stack: STACK, heads: llama::HEADS },
+    gguf: None,
+};
+
+const CLASSES: &[Class] = &[
+    Class { name: "DeepseekV3ForCausalLM", head: HeadKind::NextToken, base: "model." },
+    Class { name: "DeepseekV3Model", head: HeadKind::States, base: "" },
+    Class { name: "DeepseekV3ForSequenceClassification", head: HeadKind::SequenceLabels, base: "model." },
+    Class { name: "DeepseekV3ForTokenClassification", head: HeadKind::TokenLabels, base: "model." },
+];
+
+const STACK: &[Rule] = &[
+    Rule::new("embed", "embed_tokens"),
+    Rule::new("layers.{}.attn_norm", "layers.{}.input_layernorm"),
+    Rule::new("layers.{}.attn.q", "layers.{}.self_attn.q_proj"),
+    Rule::new("layers.{}.attn.q_narrow", "layers.{}.self_attn.q_a_proj"),
+    Rule::new("layers.{}.attn.q_norm", "layers.{}.self_attn.q_a_layernorm"),
+    Rule::new("layers.{}.attn.q_wide", "layers.{}.self_attn.q_b_proj"),
+    Rule::new("layers.{}.attn.kv_narrow", "layers.{}.self_attn.kv_a_proj_with_mqa"),
+    Rule::new("layers.{}.attn.kv_norm", "layers.{}.self_attn.kv_a_layernorm"),
+    Rule::new("layers.{}.attn.kv_wide", "layers.{}.self_attn.kv_b_proj"),
+    Rule::new("layers.{}.attn.out", "layers.{}.self_attn.o_proj"),
+    Rule::new("layers.{}.mlp_norm", "layers.{}.post_attention_layernorm"),
+    Rule::new("layers.{}.mlp.gate", "layers.{}.mlp.gate_proj"),
+    Rule::new("layers.{}.mlp.up", "layers.{}.mlp.up_proj"),
+    Rule::new("layers.{}.mlp.down", "layers.{}.mlp.down_proj"),
+    Rule::new("layers.{}.moe.router.correction", "layers.{}.mlp.gate.e_score_correction_bias"),
+    Rule::new("layers.{}.moe.router", "layers.{}.mlp.gate"),
+    Rule::new("layers.{}.moe.experts.{}.gate", "layers.{}.mlp.experts.{}.gate_proj"),
+    Rule::new("layers.{}.moe.experts.{}.up", "layers.{}.mlp.experts.{}.up_proj"),
+    Rule::new("layers.{}.moe.experts.{}.down", "layers.{}.mlp.experts.{}.down_proj"),
+    Rule::new("layers.{}.moe.shared.gate", "layers.{}.mlp.shared_experts.gate_proj"),
+    Rule::new("layers.{}.moe.shared.up", "layers.{}.mlp.shared_experts.up_proj"),
+    Rule::new("layers.{}.moe.shared.down", "layers.{}.mlp.shared_experts.down_proj"),
+    Rule::new("final_norm", "norm"),
+];
+
+fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
+    let hidden = config.size("hidden_size")?;
+    let norm = NormSpec::rms(config.optional_number("rms_norm_eps")?.unwrap_or(1e-6));
+    let (plain, turned) = (config.size("qk_nope_head_dim")?, config.size("qk_rope_head_dim")?);
+    let attention = LatentSpec {
+        heads: config.size("num_attention_heads")?,
+        query_rank: config.optional_size("q_lora_rank")?,
+        kv_rank: config.size("kv_lora_rank")?,
+        plain,
+        turned,
+        value_head: config.size("v_head_dim")?,
+        scale: rope::latent_scale(config, plain + turned)?,
+        rope: 0,
+        bias: config.truth_or("attention_bias", false)?,
+        norm_eps: 1e-6,
+    };
+    let act = activation(config, "hidden_act", "silu")?;
+    let inner = config.size("moe_intermediate_size")?;
+    let moe = MoeSpec {
+        experts: config.size("n_routed_experts")?,
+        expert: MlpSpec::gated(inner, act),
+        router: RouterSpec {
+            normalised: config.truth_or("norm_topk_prob", true)?,
+            scale: config.optional_number("routed_scaling_factor")?.unwrap_or(2.5) as f32,
+            correction: true,
+            groups: Some(RouterGroups { groups: config.size("n_group")?, chosen: config.size("topk_group")?, best: 2 }),
+            ..RouterSpec::plain(config.size("num_experts_per_tok")?, RouterScores::Sigmoid)
+        },
+        shared: Some(SharedExpertSpec {
+            mlp: MlpSpec::gated(inner * config.optional_size("n_shared_experts")?.unwrap_or(1), act),
+            gated: false,
+        }),
+    };
+    let dense = MlpSpec::gated(config.size("intermediate_size")?, act);
+    // Nought is a size here.
+    let first = config.optional_integer("first_k_dense_replace")?.unwrap_or(3);
+    let layer = |number: usize| LayerSpec {
+        mixer: MixerSpec::Latent(attention.clone()),
+        cross: None,
+        ffn: if (number as i64) < first {
+            FfnSpec::Dense(dense.clone())
+        } else {
+            FfnSpec::Experts(Box::new(moe.clone()))
+        },
+        norms: NormsSpec::before(norm),
+        residual: ResidualSpec::Sequential,
+        residual_scale: 1.0,
+    };
+    let base = config.optional_number("rope_theta")?.unwrap_or(10_000.0);
+    let style = if config.truth_or("rope_interleave", true)? { RopeStyle::Pairs } else { RopeStyle::Halves };
+    let parts = Parts {
+        hidden,
+        embed: EmbedSpec::plain(config.size("vocab_size")?, hidden),
+        layers: (0..layers(config, "num_hidden_layers")?).map(layer).collect(),
+        context: config.optional_size("max_position_embeddings")?.unwrap_or(4096),
+        ropes: vec![RopeSpec { base, rotated: turned, style, scaling: rope::scaling(config, base, turned)? }],
+        bias: BiasSpec::None,
+        final_norm: Some(norm),
+    };
+    let logits = LogitsSpec::plain(config.truth_or("tie_word_embeddings", false)?);
+    Ok(parts.decoder(decoder_head(config, kind, logits)?))
+}
