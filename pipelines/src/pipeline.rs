@@ -86,6 +86,8 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
     let tokenizer = Tokenizer::load(&*files, index.gguf())?;
     let engine = Engine::cpu(options.threads).map_err(PipelineError::Engine)?;
     let loader = Loader::new(&*files, &index, model.rules, &engine);
-    let Model::Decoder(decoder) = Model::load(&loader, model.spec)?;
+    let Model::Decoder(decoder) = Model::load(&loader, model.spec)? else {
+        return Err(accel_models::ModelError::no_generation().into());
+    };
     Ok(Box::new(TextPipeline::new(engine, *decoder, tokenizer, index.bytes(), options)))
 }

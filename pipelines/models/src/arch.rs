@@ -1,6 +1,8 @@
 //! The registry of model types: each is data that turns a configuration into a specification.
 
 pub mod decoder;
+pub mod encoder;
+pub mod encoder_decoder;
 mod rope;
 
 use accel_backends::files::ModelFiles;
@@ -59,6 +61,20 @@ pub enum HeadKind {
     TokenLabels,
     /// Logits of the first and the last token of an answer.
     Span,
+    /// Logits of tokens that were hidden.
+    MaskedToken,
+    /// Logits of whether a second sentence follows the first.
+    NextSentence,
+    /// Both of these.
+    Pretraining,
+    /// One logit of each of several sequences.
+    Choice,
+    /// None, on the encoder alone.
+    EncoderStates,
+    /// None, on the decoder alone.
+    DecoderStates,
+    /// Logits of the next token, of the decoder alone.
+    DecoderNextToken,
 }
 
 /// A model type in GGUF files.
@@ -83,6 +99,12 @@ pub const ALL: &[&Arch] = &[
     &decoder::mistral::ARCH,
     &decoder::mixtral::ARCH,
     &decoder::phi::ARCH,
+    &encoder::bert::ARCH,
+    &encoder::dpr::ARCH,
+    &encoder_decoder::bart::ARCH,
+    &encoder_decoder::switch_transformers::ARCH,
+    &encoder_decoder::t5::ARCH,
+    &encoder_decoder::whisper::ARCH,
 ];
 
 /// What a model is, and where its weights lie.
@@ -151,6 +173,7 @@ fn decoder_head(config: &Config, kind: HeadKind, logits: LogitsSpec) -> Result<H
         }
         HeadKind::TokenLabels => HeadSpec::TokenLabels { labels: labels(config)? },
         HeadKind::Span => HeadSpec::Span,
+        _ => return Err(no_such_head(kind)),
     })
 }
 
@@ -160,6 +183,11 @@ fn labels(config: &Config) -> Result<usize, ModelError> {
         Some(names) => Ok(names.len()),
         None => Ok(config.optional_size("num_labels")?.unwrap_or(2)),
     }
+}
+
+/// A class asks for a head that its family has not.
+fn no_such_head(kind: impl std::fmt::Debug) -> ModelError {
+    unsupported("the head", format!("{kind:?}"), vec!["those of the model's family"])
 }
 
 fn unsupported(what: &str, found: String, supported: Vec<&str>) -> ModelError {

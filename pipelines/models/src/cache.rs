@@ -80,7 +80,7 @@ struct Kept {
 impl State {
     /// The state of so many layers, without sequences.
     pub fn new(layers: usize) -> Self {
-        Self { layers: vec![LayerState::default(); layers], slots: Vec::new() }
+        Self { layers: vec![LayerState::default(); layers], ..Self::default() }
     }
 
     /// The state of a layer.
@@ -119,7 +119,8 @@ impl State {
 
     /// The type of each sequence's last token; none where types were not given.
     pub fn last_types(&self) -> Option<Vec<i64>> {
-        self.slots.iter().map(|slot| slot.last_type).collect()
+        let types: Option<Vec<i64>> = self.slots.iter().map(|slot| slot.last_type).collect();
+        types.filter(|types| !types.is_empty())
     }
 
     /// The rows that read one more token of each sequence.

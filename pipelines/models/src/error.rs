@@ -86,7 +86,7 @@ impl ModelError {
     }
 
     /// A model was to generate that does not.
-    pub(crate) fn no_generation() -> Self {
+    pub fn no_generation() -> Self {
         Self::Unsupported {
             what: "generation by".into(),
             found: "a model without logits of the next token".into(),

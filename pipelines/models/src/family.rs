@@ -1,3 +1,5 @@
 //! Families: what a kind of model computes, without the name of any model type.
 
 pub mod decoder;
+pub mod encoder;
+pub mod encoder_decoder;

@@ -7,6 +7,8 @@ use accel_backends::tensor::Tensor;
 use crate::ModelError;
 use crate::cache::State;
 use crate::family::decoder::Decoder;
+use crate::family::encoder::Encoder;
+use crate::family::encoder_decoder::EncoderDecoder;
 use crate::rules::Loader;
 use crate::spec::Spec;
 
@@ -104,6 +106,10 @@ fn missing(name: &str) -> ModelError {
 pub enum Model {
     /// Decoders of text.
     Decoder(Box<Decoder>),
+    /// Encoders of text.
+    Encoder(Box<Encoder>),
+    /// Encoders with a decoder of text.
+    EncoderDecoder(Box<EncoderDecoder>),
 }
 
 /// Sequences in the making.
@@ -126,6 +132,8 @@ impl Model {
     pub fn load(loader: &Loader<'_>, spec: Spec) -> Result<Self, ModelError> {
         Ok(match spec {
             Spec::Decoder(spec) => Self::Decoder(Box::new(Decoder::load(loader, *spec)?)),
+            Spec::Encoder(spec) => Self::Encoder(Box::new(Encoder::load(loader, *spec)?)),
+            Spec::EncoderDecoder(spec) => Self::EncoderDecoder(Box::new(EncoderDecoder::load(loader, *spec)?)),
         })
     }
 
@@ -137,6 +145,8 @@ impl Model {
     pub fn forward(&self, inputs: &Inputs) -> Result<Outputs, ModelError> {
         match self {
             Self::Decoder(model) => model.answer(inputs),
+            Self::Encoder(model) => model.answer(inputs),
+            Self::EncoderDecoder(model) => model.answer(inputs),
         }
     }
 
@@ -148,6 +158,8 @@ impl Model {
     pub fn begin(&self, inputs: &Inputs) -> Result<Begun, ModelError> {
         match self {
             Self::Decoder(model) => model.begin(inputs),
+            Self::Encoder(model) => model.begin(inputs),
+            Self::EncoderDecoder(model) => model.begin(inputs),
         }
     }
 
@@ -159,6 +171,8 @@ impl Model {
     pub fn next(&self, tokens: &[i64], state: &mut State) -> Result<Tensor, ModelError> {
         match self {
             Self::Decoder(model) => model.next(tokens, state),
+            Self::Encoder(model) => model.next(tokens, state),
+            Self::EncoderDecoder(model) => model.next(tokens, state),
         }
     }
 }

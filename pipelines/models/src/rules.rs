@@ -51,6 +51,17 @@ impl Rule {
     }
 }
 
+/// The rules of a type that shares another's names, its own first.
+pub(crate) const fn joined<const N: usize>(own: &[Rule], others: &[Rule]) -> [Rule; N] {
+    let mut all = [Rule::new("", ""); N];
+    let mut place = 0;
+    while place < N {
+        all[place] = if place < own.len() { own[place] } else { others[place - own.len()] };
+        place += 1;
+    }
+    all
+}
+
 /// The rules of one class of one model type in one format.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {

@@ -2,11 +2,21 @@
 
 pub use accel_backends::tensor::{Activation, NormKind, RopeStyle};
 
+pub mod encoder;
+pub mod encoder_decoder;
+
+use encoder::EncoderSpec;
+use encoder_decoder::EncoderDecoderSpec;
+
 /// A model of one of the families.
 #[derive(Clone, Debug)]
 pub enum Spec {
     /// A decoder of text.
     Decoder(Box<DecoderSpec>),
+    /// An encoder of text.
+    Encoder(Box<EncoderSpec>),
+    /// An encoder with a decoder of text.
+    EncoderDecoder(Box<EncoderDecoderSpec>),
 }
 
 /// A decoder of text.
@@ -85,7 +95,7 @@ pub struct StackSpec {
 /// What makes states of tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EmbedSpec {
-    /// Tokens in the vocabulary.
+    /// Tokens in the vocabulary; 0 where states are made of something else than tokens.
     pub vocabulary: usize,
     /// Elements of an embedding; where they are not those of a state, a linear layer follows.
     pub width: usize,
@@ -100,6 +110,11 @@ pub struct EmbedSpec {
 }
 
 impl EmbedSpec {
+    /// Nothing: the states of a stack are made of something else than tokens.
+    pub fn none(width: usize) -> Self {
+        Self::plain(0, width)
+    }
+
     /// A table alone.
     pub fn plain(vocabulary: usize, width: usize) -> Self {
         Self { vocabulary, width, scale: 1.0, positions: PositionSpec::None, types: TypeSpec::None, norm: None }
@@ -309,6 +324,8 @@ pub struct AttentionSpec {
     pub layout: QkvLayout,
     /// Whether queries, keys and values have a bias.
     pub qkv_bias: bool,
+    /// Whether keys have one too, where queries and values do.
+    pub key_bias: bool,
     /// Whether the output has a bias.
     pub out_bias: bool,
     /// How positions turn: an index into the stack's ropes.
@@ -325,6 +342,17 @@ pub struct AttentionSpec {
     pub clip: Option<f32>,
     /// Elements of what keys and values are made from, where it is not the state itself.
     pub source: Option<usize>,
+    /// A learned vector of each distance, whose product with the query is added to the score.
+    pub relative: Option<RelativeSpec>,
+}
+
+/// Vectors of distances (<https://arxiv.org/abs/1803.02155>).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelativeSpec {
+    /// Distances are below it, either way.
+    pub reach: usize,
+    /// Whether the product with the key is added too.
+    pub of_keys: bool,
 }
 
 impl AttentionSpec {
@@ -337,6 +365,7 @@ impl AttentionSpec {
             scale: 1.0 / (head as f32).sqrt(),
             layout: QkvLayout::Apart,
             qkv_bias: false,
+            key_bias: true,
             out_bias: false,
             rope: None,
             window: None,
@@ -345,6 +374,7 @@ impl AttentionSpec {
             sinks: false,
             clip: None,
             source: None,
+            relative: None,
         }
     }
 

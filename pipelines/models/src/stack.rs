@@ -84,7 +84,20 @@ impl Stack {
     ///
     /// When its weights cannot be read.
     pub fn load(loader: &Loader<'_>, spec: StackSpec) -> Result<Self, ModelError> {
-        let embed = Embed::load(loader, &spec.embed, spec.hidden)?;
+        Self::load_shared(loader, spec, None)
+    }
+
+    /// Reads a stack whose table of tokens is another part's.
+    ///
+    /// # Errors
+    ///
+    /// When its weights cannot be read.
+    pub fn load_shared(
+        loader: &Loader<'_>,
+        spec: StackSpec,
+        shared: Option<&Tensor>,
+    ) -> Result<Self, ModelError> {
+        let embed = Embed::load(loader, &spec.embed, spec.hidden, shared)?;
         let ropes = spec.ropes.iter().map(|rope| Rope::load(loader, rope)).collect::<Result<_, _>>()?;
         let bias = Bias::load(loader, &spec.bias)?;
         let layers = spec.layers.iter().enumerate();

@@ -44,7 +44,12 @@ impl Batch {
     /// When they are missing or of another shape.
     pub fn of(inputs: &Inputs, ids: &str, mask: &str) -> Result<Self, ModelError> {
         let (known, dims) = inputs.whole(ids)?;
-        let &[sequences, length] = dims else { return Err(ModelError::input(ids, "[batch, tokens]", dims)) };
+        // Several choices of each are sequences too.
+        let (sequences, length) = match *dims {
+            [sequences, length] => (sequences, length),
+            [groups, choices, length] => (groups * choices, length),
+            _ => return Err(ModelError::input(ids, "[batch, tokens]", dims)),
+        };
         let absent = absent(inputs, mask, sequences, length)?;
         let ids = inputs.tensor(ids)?.reshape(&[sequences * length]).map_err(ModelError::at(ids))?;
         Ok(Self { ids, known, sequences, length, absent, types: None })
@@ -70,6 +75,24 @@ impl Batch {
         Row::whole(vec![self.length; self.sequences])
     }
 
+    /// Its tokens, sequence by sequence.
+    pub fn sequences_of_tokens(&self) -> Vec<Vec<i64>> {
+        self.known.chunks(self.length.max(1)).map(<[i64]>::to_vec).collect()
+    }
+
+    /// Has the state know the type of each sequence's last token, where types are given.
+    ///
+    /// # Errors
+    ///
+    /// When they are no whole numbers.
+    pub fn keep_types(&self, inputs: &Inputs, state: &mut State) -> Result<(), ModelError> {
+        if let Some((types, _)) = inputs.optional_whole("token_type_ids")? {
+            let last = types.chunks(self.length.max(1)).filter_map(<[i64]>::last);
+            last.enumerate().for_each(|(slot, &last)| state.set_last_type(slot, last));
+        }
+        Ok(())
+    }
+
     /// What a stack reads of it.
     pub fn reading<'a>(&'a self, rows: &'a [Row]) -> Reading<'a> {
         Reading { rows, absent: &self.absent, source: None }
@@ -85,6 +108,31 @@ impl Batch {
     }
 }
 
+/// One token more of each sequence.
+#[derive(Debug)]
+pub struct NextTokens<'a> {
+    ids: Tensor,
+    known: &'a [i64],
+    types: Option<Tensor>,
+}
+
+impl<'a> NextTokens<'a> {
+    /// These tokens, of the types that their sequences ended with.
+    ///
+    /// # Errors
+    ///
+    /// When a tensor cannot be made.
+    pub fn new(engine: &Engine, known: &'a [i64], state: &State) -> Result<Self, ModelError> {
+        let whole = |values: Vec<i64>| Tensor::whole(engine, values, &[known.len()]).map_err(ModelError::at("tokens"));
+        Ok(Self { ids: whole(known.to_vec())?, known, types: state.last_types().map(whole).transpose()? })
+    }
+
+    /// As a stack reads them.
+    pub fn tokens(&self) -> Tokens<'_> {
+        Tokens { ids: &self.ids, known: self.known, types: self.types.as_ref() }
+    }
+}
+
 /// Which positions a mask `[sequences, length]` leaves out; none where there is no mask.
 ///
 /// # Errors
@@ -92,7 +140,7 @@ impl Batch {
 /// When it is of another shape.
 pub fn absent(inputs: &Inputs, mask: &str, sequences: usize, length: usize) -> Result<Vec<Vec<bool>>, ModelError> {
     match inputs.optional_whole(mask)? {
-        Some((mask, [rows, columns])) if (*rows, *columns) == (sequences, length) => {
+        Some((mask, [lead @ .., columns])) if (lead.iter().product(), *columns) == (sequences, length) => {
             Ok(mask.chunks(length.max(1)).map(|row| row.iter().map(|&seen| seen == 0).collect()).collect())
         }
         Some((_, dims)) => Err(ModelError::input(mask, &format!("[{sequences}, {length}]"), dims)),
@@ -236,12 +284,8 @@ impl Decoder {
         let wanted: Vec<usize> = (1..=batch.sequences).map(|row| row * batch.length - 1).collect();
         let logits = self.read(batch.tokens(), &batch.rows(), &wanted, &mut state)?;
         let logits = logits.ok_or_else(ModelError::no_generation)?;
-        if let Some((types, _)) = inputs.optional_whole("token_type_ids")? {
-            let last = types.chunks(batch.length.max(1)).filter_map(<[i64]>::last);
-            last.enumerate().for_each(|(slot, &last)| state.set_last_type(slot, last));
-        }
-        let sequences = batch.known.chunks(batch.length.max(1)).map(<[i64]>::to_vec).collect();
-        Ok(Begun { state, sequences, logits })
+        batch.keep_types(inputs, &mut state)?;
+        Ok(Begun { state, sequences: batch.sequences_of_tokens(), logits })
     }
 
     /// Reads one token of each sequence, and answers logits of the next.
@@ -250,14 +294,10 @@ impl Decoder {
     ///
     /// When the state is another's.
     pub fn next(&self, tokens: &[i64], state: &mut State) -> Result<Tensor, ModelError> {
-        let ids = Tensor::whole(self.stack.embedding().table().engine(), tokens.to_vec(), &[tokens.len()]);
-        let ids = ids.map_err(ModelError::at("tokens"))?;
-        // Types go on as they ended.
-        let types = state.last_types().map(|types| Tensor::whole(ids.engine(), types, &[tokens.len()]));
-        let types = types.transpose().map_err(ModelError::at("types"))?;
+        let next = NextTokens::new(self.stack.embedding().table().engine(), tokens, state)?;
         let wanted: Vec<usize> = (0..tokens.len()).collect();
         let rows = state.next_rows();
-        let logits = self.read(Tokens { ids: &ids, known: tokens, types: types.as_ref() }, &rows, &wanted, state)?;
+        let logits = self.read(next.tokens(), &rows, &wanted, state)?;
         logits.ok_or_else(ModelError::no_generation)
     }
 }

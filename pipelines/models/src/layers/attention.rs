@@ -9,7 +9,7 @@ use crate::ModelError;
 use crate::cache::{Across, LayerState, Row};
 use crate::layers::norm::Norm;
 use crate::rules::Loader;
-use crate::spec::{AttentionSpec, QkvLayout};
+use crate::spec::{AttentionSpec, QkvLayout, RelativeSpec};
 
 /// What attention does with queries, keys and values that are made.
 #[derive(Debug)]
@@ -35,6 +35,14 @@ pub struct Attention {
     q_norm: Option<Norm>,
     k_norm: Option<Norm>,
     norms_whole: bool,
+    relative: Option<Relative>,
+}
+
+/// Vectors of distances: `[2 * reach - 1, head]`.
+#[derive(Debug)]
+struct Relative {
+    table: Tensor,
+    spec: RelativeSpec,
 }
 
 /// What one pass tells its attentions.
@@ -87,7 +95,7 @@ impl Attention {
         let [q, k, v] = match spec.layout {
             QkvLayout::Apart => [
                 loader.linear(&at("q"), wide, hidden, spec.qkv_bias)?,
-                loader.linear(&at("k"), narrow, source, spec.qkv_bias)?,
+                loader.linear(&at("k"), narrow, source, spec.qkv_bias && spec.key_bias)?,
                 loader.linear(&at("v"), narrow, source, spec.qkv_bias)?,
             ],
             layout => {
@@ -103,7 +111,12 @@ impl Attention {
                 .transpose()
         };
         let sinks = spec.sinks.then(|| loader.tensor(&at("sinks"), &[spec.heads])).transpose()?;
+        let relative = spec.relative.map(|relative| {
+            let table = loader.weight(&at("distance"), &[2 * relative.reach - 1, spec.head])?;
+            Ok::<_, ModelError>(Relative { table, spec: relative })
+        });
         Ok(Self {
+            relative: relative.transpose()?,
             core: Core { name: loader.name(name), shape, sinks },
             rope: spec.rope,
             clip: spec.clip,
@@ -129,7 +142,11 @@ impl Attention {
         let q = self.prepared(&self.clipped(q)?, self.q_norm.as_ref(), pass)?;
         let k = self.prepared(&self.clipped(k)?, self.k_norm.as_ref(), pass)?;
         let v = self.clipped(v)?;
-        self.core.forward(&q, k, v, pass, state)?.linear(&self.out).map_err(at())
+        let bias = match &self.relative {
+            None => pass.bias.to_vec(),
+            Some(relative) => relative.bias(&q, &k, &self.core.shape, pass.rows).map_err(at())?,
+        };
+        self.core.forward(&q, k, v, pass, &bias, state)?.linear(&self.out).map_err(at())
     }
 
     /// Tokens attend to what their sequence is made from, whose keys and values stay in the state.
@@ -161,7 +178,7 @@ impl Attention {
         };
         let held: Vec<Held<'_>> = parts.iter().map(|part| (part.keys.dims()[0], part.absent.as_slice())).collect();
         let parts: Vec<_> = parts.iter().map(|part| (part.keys.clone(), part.values.clone())).collect();
-        let attended = self.core.attend(&q, &parts, &held, pass, false).map_err(at())?;
+        let attended = self.core.attend(&q, &parts, &held, pass, None).map_err(at())?;
         attended.linear(&self.out).map_err(at())
     }
 
@@ -196,6 +213,44 @@ impl Attention {
     }
 }
 
+impl Relative {
+    /// What is added to the scores of each row: `[heads, len, past + len]`.
+    fn bias(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        shape: &AttentionShape,
+        rows: &[Row],
+    ) -> Result<Vec<Tensor>, TensorError> {
+        let reach = self.spec.reach;
+        let mut first = 0;
+        let mut biases = Vec::with_capacity(rows.len());
+        for row in rows {
+            let (queries, keys) = (row.len, row.past + row.len);
+            if self.spec.of_keys && row.past > 0 {
+                let expected = "whole sequences, where distances are multiplied with keys";
+                let found = format!("{} positions before", row.past);
+                return Err(TensorError::Shape { operation: "distances", expected: expected.into(), found });
+            }
+            let place = |query: usize, key: usize| (row.past + query + reach - 1).saturating_sub(key) as i64;
+            let places = (0..queries).flat_map(|query| (0..keys).map(move |key| place(query, key)));
+            let places = Tensor::whole(q.engine(), places.collect(), &[queries, keys])?;
+            // [queries, keys, head]
+            let vectors = self.table.gather(0, &places)?;
+            let own = q.narrow(0, first, queries)?.reshape(&[queries, shape.heads, shape.head])?;
+            let mut bias = own.matmul(&vectors.transpose(1, 2)?)?.permute(&[1, 0, 2])?;
+            if self.spec.of_keys {
+                let own = k.narrow(0, first, keys)?.reshape(&[keys, shape.kv_heads, shape.head])?;
+                let of_keys = own.matmul(&vectors.permute(&[1, 2, 0])?)?.permute(&[1, 2, 0])?;
+                bias = bias.add(&of_keys)?;
+            }
+            biases.push(bias.scale(shape.scale)?);
+            first += row.len;
+        }
+        Ok(biases)
+    }
+}
+
 impl Core {
     /// Attends among the tokens of each sequence: `[tokens, heads * head]` and so on to `[tokens, heads * value_head]`.
     ///
@@ -208,26 +263,33 @@ impl Core {
         k: Tensor,
         v: Tensor,
         pass: &Pass<'_>,
+        bias: &[Tensor],
         state: Option<&mut LayerState>,
     ) -> Result<Tensor, ModelError> {
         let at = || ModelError::at(&self.name);
         let held = pass.rows.iter().zip(pass.absent).map(|(row, absent)| (row.past + row.len, absent.as_slice()));
         let held: Vec<Held<'_>> = held.collect();
         match state {
-            None => self.attend(q, &[(k, v)], &held, pass, true).map_err(at()),
+            None => self.attend(q, &[(k, v)], &held, pass, Some(bias)).map_err(at()),
             Some(state) if q.is_recorded() => {
                 let kept = state.keep_recorded(pass.rows, &k, &v)?;
-                self.attend(q, &kept, &held, pass, true).map_err(at())
+                self.attend(q, &kept, &held, pass, Some(bias)).map_err(at())
             }
             Some(state) => {
                 state.keep(pass.rows, &k, &v)?;
-                self.attend_paged(q, pass, state).map_err(at())
+                self.attend_paged(q, pass, bias, state).map_err(at())
             }
         }
     }
 
-    fn attend_paged(&self, q: &Tensor, pass: &Pass<'_>, state: &LayerState) -> Result<Tensor, TensorError> {
-        let biases = pass.bias.iter().map(Tensor::to_vec).collect::<Result<Vec<_>, _>>()?;
+    fn attend_paged(
+        &self,
+        q: &Tensor,
+        pass: &Pass<'_>,
+        bias: &[Tensor],
+        state: &LayerState,
+    ) -> Result<Tensor, TensorError> {
+        let biases = bias.iter().map(Tensor::to_vec).collect::<Result<Vec<_>, _>>()?;
         let mut queries = Vec::with_capacity(q.dims()[0]);
         let mut sequences = Vec::with_capacity(pass.rows.len());
         for (sequence, row) in pass.rows.iter().enumerate() {
@@ -250,14 +312,15 @@ impl Core {
         q.attention_paged(&self.shape, &queries, &sequences, self.sinks.as_ref())
     }
 
-    /// Attends to keys and values that are tensors: of each row, or of all rows together.
+    /// Attends to keys and values that are tensors, of each row, or of all rows together: to those of the tokens' own
+    /// sequence with its bias, or to those of another.
     fn attend(
         &self,
         q: &Tensor,
         parts: &[(Tensor, Tensor)],
         held: &[Held<'_>],
         pass: &Pass<'_>,
-        own: bool,
+        own: Option<&[Tensor]>,
     ) -> Result<Tensor, TensorError> {
         let of = |which: fn(&(Tensor, Tensor)) -> &Tensor| {
             Tensor::concat(&parts.iter().map(|part| which(part).clone()).collect::<Vec<_>>(), 0)
@@ -272,14 +335,14 @@ impl Core {
         }
         let count = [q_positions.len(), k_positions.len()];
         q.attention(
-            Op { shape: self.shape, causal: pass.causal && own, segments, sinks: false, bias: false },
+            Op { shape: self.shape, causal: pass.causal && own.is_some(), segments, sinks: false, bias: false },
             &AttentionInputs {
                 keys: &keys,
                 values: &values,
                 query_positions: &Tensor::whole(q.engine(), q_positions, &count[..1])?,
                 key_positions: &Tensor::whole(q.engine(), k_positions, &count[1..])?,
                 sinks: self.sinks.as_ref(),
-                bias: if own { pass.bias } else { &[] },
+                bias: own.unwrap_or(&[]),
             },
         )
     }

@@ -31,13 +31,22 @@ pub struct Tokens<'a> {
 }
 
 impl Embed {
-    /// Reads the tables.
+    /// Reads the tables; that of tokens may be another part's.
     ///
     /// # Errors
     ///
     /// When its weights cannot be read.
-    pub fn load(loader: &Loader<'_>, spec: &EmbedSpec, hidden: usize) -> Result<Self, ModelError> {
-        let table = loader.weight("embed", &[spec.vocabulary, spec.width])?;
+    pub fn load(
+        loader: &Loader<'_>,
+        spec: &EmbedSpec,
+        hidden: usize,
+        shared: Option<&Tensor>,
+    ) -> Result<Self, ModelError> {
+        let table = match (shared, spec.vocabulary) {
+            (Some(table), _) => table.clone(),
+            (None, 0) => Tensor::new(loader.engine, Vec::new(), &[0, spec.width]).map_err(ModelError::at("embed"))?,
+            (None, vocabulary) => loader.weight("embed", &[vocabulary, spec.width])?,
+        };
         let positions = match spec.positions {
             PositionSpec::Learned { rows, .. } => Some(loader.weight("positions", &[rows, spec.width])?),
             PositionSpec::None | PositionSpec::Sinusoids { .. } => None,

@@ -80,7 +80,7 @@ impl Latent {
         let narrow = x.linear(&self.kv_narrow).and_then(|x| x.split(1, &[spec.kv_rank, spec.turned])).map_err(at())?;
         let wide = self.kv_norm.forward(&narrow[0])?.linear(&self.kv_wide).map_err(at())?;
         let [q, k, v] = self.heads(&q, &narrow[1], &wide, pass).map_err(at())?;
-        self.core.forward(&q, k, v, pass, state)?.linear(&self.out).map_err(at())
+        self.core.forward(&q, k, v, pass, pass.bias, state)?.linear(&self.out).map_err(at())
     }
 
     /// Queries, keys and values of all heads, the turned parts last in each.
