@@ -4,6 +4,7 @@
 //! whatever else it uses, weights above all, becomes a constant. [`Graph::lower`] brings it down to primitives.
 
 pub mod interpret;
+pub mod onnx;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

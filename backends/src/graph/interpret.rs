@@ -161,9 +161,7 @@ fn evaluate(step: &Step, args: &[&Array]) -> Result<Vec<Array>> {
         Op::Unary(unary) => {
             Array::float(x.dims.clone(), x.floats(name)?.iter().map(|&x| self::unary(*unary, x)).collect())
         }
-        Op::Affine { factor, offset } => {
-            Array::float(x.dims.clone(), x.floats(name)?.iter().map(|x| x * factor + offset).collect())
-        }
+        Op::Affine { factor, offset } => affine(*factor, *offset, x, name)?,
         Op::Cast(kind) => cast(*kind, x),
         Op::Binary(binary) => self::binary(*binary, x, args[1], name)?,
         Op::Compare(compare) => self::compare(*compare, x, args[1])?,
@@ -234,6 +232,20 @@ fn unary(unary: Unary, x: f32) -> f32 {
         Unary::Round => x.round_ties_even(),
         Unary::Sign if x == 0.0 => 0.0,
         Unary::Sign => x.signum(),
+    }
+}
+
+fn affine(factor: f32, offset: f32, x: &Array, name: &'static str) -> Result<Array> {
+    match &x.numbers {
+        Numbers::Float(values) => {
+            Ok(Array::float(x.dims.clone(), values.iter().map(|x| x * factor + offset).collect()))
+        }
+        // Whole numbers stay whole only by whole factors.
+        Numbers::Whole(_) if factor.fract() != 0.0 || offset.fract() != 0.0 => Err(InterpretError::Kind(name)),
+        Numbers::Whole(values) => {
+            let of = |x: &i64| x * factor as i64 + offset as i64;
+            Ok(Array::whole(x.dims.clone(), values.iter().map(of).collect()))
+        }
     }
 }
 
@@ -393,23 +405,43 @@ fn check(places: &[i64], length: usize, operation: &'static str) -> Result<()> {
 }
 
 fn reduce(reduce: Reduce, axes: &[usize], x: &Array, name: &'static str) -> Result<Array> {
-    let values = x.floats(name)?;
     let mut dims = x.dims.clone();
     axes.iter().for_each(|&axis| dims[axis] = 1);
-    let steps = strides(&dims);
-    let mut lines: Vec<Vec<f32>> = vec![Vec::new(); dims.iter().product()];
-    for (index, &value) in indices(&x.dims).zip(values) {
+    match &x.numbers {
+        Numbers::Float(values) => {
+            let sum = |line: &[f32]| line.iter().map(|&x| f64::from(x)).sum::<f64>();
+            let of = |line: Vec<f32>| match reduce {
+                Reduce::Sum => sum(&line) as f32,
+                Reduce::Mean => (sum(&line) / line.len() as f64) as f32,
+                Reduce::Max => line.into_iter().fold(f32::NEG_INFINITY, f32::max),
+                Reduce::Min => line.into_iter().fold(f32::INFINITY, f32::min),
+            };
+            let values = lines(values, axes, &x.dims, &dims).into_iter().map(of).collect();
+            Ok(Array::float(dims, values))
+        }
+        Numbers::Whole(values) => {
+            let of = |line: Vec<i64>| match reduce {
+                Reduce::Sum => Some(line.into_iter().sum()),
+                Reduce::Mean => None,
+                Reduce::Max => line.into_iter().max(),
+                Reduce::Min => line.into_iter().min(),
+            };
+            let lines = lines(values, axes, &x.dims, &dims).into_iter();
+            let values = lines.map(|line| of(line).ok_or(InterpretError::Kind(name))).collect::<Result<_>>()?;
+            Ok(Array::whole(dims, values))
+        }
+    }
+}
+
+/// What comes together in each place of a shape when `axes` of `from` become 1 in it.
+fn lines<T: Copy>(values: &[T], axes: &[usize], from: &[usize], to: &[usize]) -> Vec<Vec<T>> {
+    let steps = strides(to);
+    let mut lines = vec![Vec::new(); to.iter().product()];
+    for (index, &value) in indices(from).zip(values) {
         let at = |(dim, at): (usize, &usize)| if axes.contains(&dim) { 0 } else { at * steps[dim] };
         lines[index.iter().enumerate().map(at).sum::<usize>()].push(value);
     }
-    let sum = |line: &[f32]| line.iter().map(|&x| f64::from(x)).sum::<f64>();
-    let of = |line: Vec<f32>| match reduce {
-        Reduce::Sum => sum(&line) as f32,
-        Reduce::Mean => (sum(&line) / line.len() as f64) as f32,
-        Reduce::Max => line.into_iter().fold(f32::NEG_INFINITY, f32::max),
-        Reduce::Min => line.into_iter().fold(f32::INFINITY, f32::min),
-    };
-    Ok(Array::float(dims, lines.into_iter().map(of).collect()))
+    lines
 }
 
 fn cumulative_sum(axis: usize, x: &Array, name: &'static str) -> Result<Array> {

@@ -191,7 +191,9 @@ fn top_k(engine: &Engine, x: &Tensor, count: usize) -> Result<Vec<Tensor>> {
     x.read(|x| {
         for line in x.chunks_exact(length.max(1)) {
             let mut order: Vec<usize> = (0..length).collect();
-            order.sort_by(|&a, &b| line[b].total_cmp(&line[a]).then(a.cmp(&b)));
+            // Adding 0 makes both zeros equal, which a total order tells apart.
+            let rank = |at: usize| line[at] + 0.0;
+            order.sort_by(|&a, &b| rank(b).total_cmp(&rank(a)).then(a.cmp(&b)));
             order.truncate(count);
             values.extend(order.iter().map(|&place| line[place]));
             places.extend(order.iter().map(|&place| place as i64));
@@ -300,7 +302,6 @@ fn attention(engine: &Engine, attention: &Attention, args: &[&Tensor]) -> Result
         }
         absent.push(positions.iter().map(|&position| position < 0).collect());
         for (row, &position) in q_positions[query..query + segment.queries].iter().enumerate() {
-            let Ok(position) = usize::try_from(position.max(0)) else { continue };
             let keys = visible(attention, position, segment.keys);
             queries.push(QueryRow { sequence, row, first: keys.0, end: keys.1 });
         }
@@ -332,15 +333,16 @@ fn attention(engine: &Engine, attention: &Attention, args: &[&Tensor]) -> Result
 }
 
 /// The first key that a query at `position` sees, and the end of those it sees, of keys whose places are positions.
-fn visible(attention: &Attention, position: usize, keys: usize) -> (usize, usize) {
-    let window = attention.shape.window;
-    let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+fn visible(attention: &Attention, position: i64, keys: usize) -> (usize, usize) {
+    let window = attention.shape.window.map(|window| i64::try_from(window).unwrap_or(i64::MAX));
+    let first = window.map_or(0, |window| position.saturating_add(1).saturating_sub(window));
     let end = match (attention.causal, window) {
-        (true, _) => position + 1,
-        (false, Some(window)) => position + window,
-        (false, None) => keys,
+        (true, _) => position.saturating_add(1),
+        (false, Some(window)) => position.saturating_add(window),
+        (false, None) => i64::MAX,
     };
-    (first.min(keys), end.min(keys))
+    let place = |position: i64| usize::try_from(position.max(0)).map_or(keys, |place| place.min(keys));
+    (place(first), place(end))
 }
 
 pub(super) fn attention_paged(

@@ -36,12 +36,17 @@ pub(crate) fn lower(op: &Op, args: &[&Tensor]) -> Result<Vec<Tensor>> {
 }
 
 fn linear(biases: &[bool], args: &[&Tensor]) -> Result<Vec<Tensor>> {
-    let x = args[0];
+    let (mut x, vector) = (args[0].clone(), args[0].dims().len() == 1);
+    if vector {
+        // A product is of matrices.
+        x = x.unsqueeze(0)?;
+    }
     let mut rest = args[1..].iter();
     let mut outs = Vec::with_capacity(biases.len());
     for bias in biases {
         let weight = rest.next().ok_or_else(|| shape("linear", "a weight", &[]))?;
         let out = x.matmul(&weight.transpose(0, 1)?)?;
+        let out = if vector { out.squeeze(0)? } else { out };
         outs.push(match if *bias { rest.next() } else { None } {
             Some(bias) => out.add(bias)?,
             None => out,

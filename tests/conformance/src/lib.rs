@@ -7,6 +7,7 @@
 pub mod case;
 pub mod command;
 pub mod compare;
+pub mod onnx;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
