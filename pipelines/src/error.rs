@@ -35,6 +35,26 @@ pub enum PipelineError {
         /// Why not.
         reason: String,
     },
+    /// A picture or a sound cannot be read, or is none that the model can take.
+    #[error("{what}: {reason}")]
+    Input {
+        /// What it is about.
+        what: &'static str,
+        /// What was expected and found.
+        reason: String,
+    },
+    /// A picture or a sound is larger than this program takes.
+    #[error("{what}: expected at most {allowed} {unit}, found {found}")]
+    InputTooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// How large it is.
+        found: u64,
+        /// How large it may be.
+        allowed: u64,
+        /// What is counted.
+        unit: &'static str,
+    },
     /// The engine could not be started.
     #[error("the compute engine: {0}")]
     Engine(#[source] TensorError),
@@ -52,6 +72,16 @@ impl PipelineError {
         Self::Tokenizer { place: place.into(), reason: reason.to_string() }
     }
 
+    /// A picture or a sound that cannot be read or taken.
+    pub(crate) fn input(what: &'static str, reason: impl ToString) -> Self {
+        Self::Input { what, reason: reason.to_string() }
+    }
+
+    /// Something that is larger than it may be.
+    pub(crate) fn too_large(what: &'static str, found: usize, allowed: usize, unit: &'static str) -> Self {
+        Self::InputTooLarge { what, found: found as u64, allowed: allowed as u64, unit }
+    }
+
     /// What kind of thing went wrong, for programs.
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -64,6 +94,7 @@ impl PipelineError {
                 ErrorCode::OutOfResources
             }
             Self::Model(ModelError::State { .. }) => ErrorCode::Internal,
+            Self::Input { .. } | Self::InputTooLarge { .. } => ErrorCode::InvalidRequest,
             Self::Model(_) | Self::Tokenizer { .. } | Self::ChatTemplate { .. } => ErrorCode::ModelInvalid,
         }
     }

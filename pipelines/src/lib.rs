@@ -1,12 +1,17 @@
 //! From a person's input to a person's output: tokenizers, chat templates, sampling, and the jobs that share a model.
 //!
+//! [`image_input`] and [`audio_input`] turn files of pictures and sounds into what a model reads.
+//!
 //! A [`Pipeline`] is what the node runs; it knows nothing of sockets, peers or runtimes.
 
 #![forbid(unsafe_code)]
 
+pub mod audio_input;
 mod chat;
 mod error;
+pub mod image_input;
 mod pipeline;
+mod preprocessor;
 mod sampling;
 mod text;
 mod tokenizer;
