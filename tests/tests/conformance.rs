@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use accel_conformance::case::{Case, fnv1a64, raw, uniform};
-use accel_conformance::{Use, Verdict, run};
+use accel_conformance::{Runner, Verdict, run};
 
 /// The values that the format's authors give for checking it.
 #[test]
@@ -23,7 +23,7 @@ fn every_kept_case_passes() {
     let mut failed = Vec::new();
     let mut passed = 0;
     for entry in std::fs::read_dir(directory).unwrap() {
-        let report = run(&Case::read(&entry.unwrap().path()).unwrap(), Use::Eager, None).unwrap();
+        let report = run(&Case::read(&entry.unwrap().path()).unwrap(), &Runner::eager()).unwrap();
         if report.verdict == Verdict::Pass { passed += 1 } else { failed.push(report) }
     }
     assert!(failed.is_empty(), "{failed:#?}");
