@@ -14,7 +14,7 @@ use crate::layers::bias::Bias;
 use crate::layers::embed::{Embed, Tokens};
 use crate::layers::latent::Latent;
 use crate::layers::mlp::Mlp;
-use crate::layers::moe::Moe;
+use crate::layers::moe::{Experts, Moe};
 use crate::layers::norm::Norm;
 use crate::layers::rope::Rope;
 use crate::rules::Loader;
@@ -168,6 +168,13 @@ impl Stack {
             x = layer.forward(x, &pass, state)?;
         }
         Ok(x)
+    }
+
+    /// Has somebody else work out a layer's experts; nothing where the layer has none.
+    pub fn set_experts(&mut self, layer: usize, experts: Box<dyn Experts>) {
+        if let Some(Layer { ffn: Ffn::Experts(moe), .. }) = self.layers.get_mut(layer) {
+            moe.set_experts(experts);
+        }
     }
 
     /// All layers and the norm after them.
