@@ -79,10 +79,14 @@ pub const ALL: &[&Arch] = &[
     &decoder::falcon::ARCH,
     &decoder::gemma2::ARCH,
     &decoder::gpt2::ARCH,
+    &decoder::jamba::ARCH,
     &decoder::llama::ARCH,
+    &decoder::mamba::ARCH,
+    &decoder::mamba2::ARCH,
     &decoder::mistral::ARCH,
     &decoder::mixtral::ARCH,
     &decoder::phi::ARCH,
+    &decoder::rwkv::ARCH,
 ];
 
 /// What a model is, and where its weights lie.
