@@ -1,6 +1,9 @@
 //! What a model is made of, as nested values: everything that code needs to know, and no name of a model type.
 
+mod state_space;
+
 pub use accel_backends::tensor::{Activation, NormKind, RopeStyle};
+pub use state_space::{ChannelMixSpec, Mamba2Spec, MambaSpec, TimeMixSpec};
 
 pub mod encoder;
 pub mod encoder_decoder;
@@ -282,6 +285,12 @@ pub enum MixerSpec {
     Attention(AttentionSpec),
     /// By attention whose queries, keys and values come from narrow states.
     Latent(LatentSpec),
+    /// By a state space with a step to a channel.
+    Mamba(MambaSpec),
+    /// By a state space with a step to a head.
+    Mamba2(Mamba2Spec),
+    /// By means that fade.
+    TimeMix(TimeMixSpec),
 }
 
 /// Latent attention.
@@ -414,6 +423,8 @@ pub enum FfnSpec {
     Dense(MlpSpec),
     /// Some of many.
     Experts(Box<MoeSpec>),
+    /// One that sees the token before too.
+    ChannelMix(ChannelMixSpec),
 }
 
 /// A feed-forward part.

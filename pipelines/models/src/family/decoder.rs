@@ -188,6 +188,11 @@ impl Decoder {
         self.stack.position_bytes()
     }
 
+    /// Bytes of state that a sequence takes however long it is.
+    pub fn sequence_bytes(&self) -> u64 {
+        self.stack.sequence_bytes()
+    }
+
     /// Reads tokens, and answers what the head makes of some of them: `[wanted, vocabulary]` for logits of the next
     /// token.
     ///
