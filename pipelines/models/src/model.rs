@@ -9,6 +9,7 @@ use crate::cache::State;
 use crate::family::decoder::Decoder;
 use crate::family::encoder::Encoder;
 use crate::family::encoder_decoder::EncoderDecoder;
+use crate::family::vae::Vae;
 use crate::rules::Loader;
 use crate::spec::Spec;
 
@@ -110,6 +111,8 @@ pub enum Model {
     Encoder(Box<Encoder>),
     /// Encoders with a decoder of text.
     EncoderDecoder(Box<EncoderDecoder>),
+    /// Autoencoders of images.
+    Vae(Box<Vae>),
 }
 
 /// Sequences in the making.
@@ -134,6 +137,7 @@ impl Model {
             Spec::Decoder(spec) => Self::Decoder(Box::new(Decoder::load(loader, *spec)?)),
             Spec::Encoder(spec) => Self::Encoder(Box::new(Encoder::load(loader, *spec)?)),
             Spec::EncoderDecoder(spec) => Self::EncoderDecoder(Box::new(EncoderDecoder::load(loader, *spec)?)),
+            Spec::Vae(spec) => Self::Vae(Box::new(Vae::load(loader, &spec)?)),
         })
     }
 
@@ -147,6 +151,7 @@ impl Model {
             Self::Decoder(model) => model.answer(inputs),
             Self::Encoder(model) => model.answer(inputs),
             Self::EncoderDecoder(model) => model.answer(inputs),
+            Self::Vae(model) => model.answer(inputs),
         }
     }
 
@@ -160,6 +165,7 @@ impl Model {
             Self::Decoder(model) => model.begin(inputs),
             Self::Encoder(model) => model.begin(inputs),
             Self::EncoderDecoder(model) => model.begin(inputs),
+            _ => Err(ModelError::no_generation()),
         }
     }
 
@@ -173,6 +179,7 @@ impl Model {
             Self::Decoder(model) => model.next(tokens, state),
             Self::Encoder(model) => model.next(tokens, state),
             Self::EncoderDecoder(model) => model.next(tokens, state),
+            _ => Err(ModelError::no_generation()),
         }
     }
 }

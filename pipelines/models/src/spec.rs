@@ -1,5 +1,8 @@
 //! What a model is made of, as nested values: everything that code needs to know, and no name of a model type.
 
+pub mod unet;
+pub mod vae;
+
 pub use accel_backends::tensor::{Activation, NormKind, RopeStyle};
 
 pub mod encoder;
@@ -17,6 +20,8 @@ pub enum Spec {
     Encoder(Box<EncoderSpec>),
     /// An encoder with a decoder of text.
     EncoderDecoder(Box<EncoderDecoderSpec>),
+    /// An autoencoder of images.
+    Vae(Box<vae::VaeSpec>),
 }
 
 /// A decoder of text.
@@ -280,6 +285,8 @@ impl NormSpec {
 pub enum MixerSpec {
     /// By attention.
     Attention(AttentionSpec),
+    /// Not at all: they see what the sequence is made from.
+    Across(AttentionSpec),
     /// By attention whose queries, keys and values come from narrow states.
     Latent(LatentSpec),
 }

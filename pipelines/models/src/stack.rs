@@ -45,6 +45,7 @@ struct Layer {
 enum Mixer {
     Attention(Attention),
     Latent(Box<Latent>),
+    Across(Attention),
 }
 
 #[derive(Debug)]
@@ -207,6 +208,7 @@ impl Stack {
         let width = |layer: &LayerSpec| match &layer.mixer {
             MixerSpec::Attention(attention) => 2 * 4 * (attention.kv_heads * attention.head) as u64,
             MixerSpec::Latent(latent) => 4 * (latent.heads * (latent.plain + latent.turned + latent.value_head)) as u64,
+            MixerSpec::Across(_) => 0,
         };
         self.spec.layers.iter().map(width).sum()
     }
@@ -221,6 +223,7 @@ impl Layer {
             mixer: match &spec.mixer {
                 MixerSpec::Attention(spec) => Mixer::Attention(Attention::load(loader, &name("attn"), spec, hidden)?),
                 MixerSpec::Latent(spec) => Mixer::Latent(Box::new(Latent::load(loader, &name("attn"), spec, hidden)?)),
+                MixerSpec::Across(spec) => Mixer::Across(Attention::load(loader, &name("attn"), spec, hidden)?),
             },
             cross: spec.cross.as_ref().map(|spec| Attention::load(loader, &name("cross"), spec, hidden)).transpose()?,
             ffn: match &spec.ffn {
@@ -251,6 +254,8 @@ impl Layer {
         let mixed = match &self.mixer {
             Mixer::Attention(attention) => attention.forward(&before, pass, state.as_deref_mut())?,
             Mixer::Latent(attention) => attention.forward(&before, pass, state.as_deref_mut())?,
+            // What the state keeps of the source belongs to the attention across that follows.
+            Mixer::Across(attention) => attention.across(&before, pass, None)?,
         };
         let mixed = normed(norms.mixer_out.as_ref(), &mixed)?;
         if self.residual == ResidualSpec::Parallel {
