@@ -108,6 +108,7 @@ pub const ALL: &[&Arch] = &[
     &encoder_decoder::switch_transformers::ARCH,
     &encoder_decoder::t5::ARCH,
     &encoder_decoder::whisper::ARCH,
+    &unet::unet2d_condition::ARCH,
     &vae::autoencoder_kl::ARCH,
 ];
 

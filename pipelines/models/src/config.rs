@@ -214,11 +214,23 @@ impl Config {
         if truths.len() == parts { Ok(truths) } else { Err(self.wrong(key, format!("{parts} truths"))) }
     }
 
-    /// A list of lists of sizes, where it is one.
-    pub fn nested_sizes(&self, key: &str) -> Option<Vec<Vec<usize>>> {
+    /// A list whose elements are sizes or lists of sizes, which may be left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn nested_sizes(&self, key: &str) -> Result<Option<Vec<Vec<usize>>>, ConfigError> {
         let size = |value: &Value| value.as_u64().filter(|size| (1..=1 << 31).contains(size)).map(|size| size as usize);
-        let sizes = |value: &Value| value.as_array()?.iter().map(size).collect::<Option<Vec<_>>>();
-        self.value(key)?.as_array()?.iter().map(sizes).collect()
+        let sizes = |value: &Value| match value.as_array() {
+            Some(sizes) => sizes.iter().map(size).collect::<Option<Vec<_>>>(),
+            None => Some(vec![size(value)?]),
+        };
+        self.optional(key, "a list of sizes or of lists of them", |value| value.as_array()?.iter().map(sizes).collect())
+    }
+
+    /// Whether a key is there and null.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.values.get(key).is_some_and(Value::is_null)
     }
 
     /// Whether a key has a list.

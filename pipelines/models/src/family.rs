@@ -3,4 +3,5 @@
 pub mod decoder;
 pub mod encoder;
 pub mod encoder_decoder;
+pub mod unet;
 pub mod vae;

@@ -20,6 +20,8 @@ pub enum Spec {
     Encoder(Box<EncoderSpec>),
     /// An encoder with a decoder of text.
     EncoderDecoder(Box<EncoderDecoderSpec>),
+    /// A network that tells what to take off a noisy image.
+    Unet(Box<unet::UnetSpec>),
     /// An autoencoder of images.
     Vae(Box<vae::VaeSpec>),
 }
