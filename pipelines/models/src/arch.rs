@@ -3,6 +3,7 @@
 pub mod decoder;
 pub mod encoder;
 pub mod encoder_decoder;
+pub mod dit;
 pub mod unet;
 pub mod vae;
 
@@ -108,6 +109,8 @@ pub const ALL: &[&Arch] = &[
     &encoder_decoder::switch_transformers::ARCH,
     &encoder_decoder::t5::ARCH,
     &encoder_decoder::whisper::ARCH,
+    &dit::flux::ARCH,
+    &dit::sd3::ARCH,
     &unet::unet2d_condition::ARCH,
     &vae::autoencoder_kl::ARCH,
 ];

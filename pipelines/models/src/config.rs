@@ -228,6 +228,17 @@ impl Config {
         self.optional(key, "a list of sizes or of lists of them", |value| value.as_array()?.iter().map(sizes).collect())
     }
 
+    /// A list of places, counted from 0; empty when it is left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn places(&self, key: &str) -> Result<Vec<usize>, ConfigError> {
+        let place = |value: &Value| value.as_u64().filter(|&place| place <= 1 << 31).map(|place| place as usize);
+        let places = |value: &Value| value.as_array()?.iter().map(place).collect::<Option<Vec<_>>>();
+        Ok(self.optional(key, "a list of whole numbers", places)?.unwrap_or_default())
+    }
+
     /// Whether a key is there and null.
     pub fn is_null(&self, key: &str) -> bool {
         self.values.get(key).is_some_and(Value::is_null)

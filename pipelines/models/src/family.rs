@@ -3,5 +3,6 @@
 pub mod decoder;
 pub mod encoder;
 pub mod encoder_decoder;
+pub mod dit;
 pub mod unet;
 pub mod vae;

@@ -9,6 +9,7 @@ pub mod image_block;
 pub mod image_mixer;
 pub mod latent;
 pub mod mlp;
+pub mod modulated;
 pub mod moe;
 pub mod norm;
 pub mod resample;

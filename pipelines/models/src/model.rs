@@ -9,6 +9,7 @@ use crate::cache::State;
 use crate::family::decoder::Decoder;
 use crate::family::encoder::Encoder;
 use crate::family::encoder_decoder::EncoderDecoder;
+use crate::family::dit::Dit;
 use crate::family::unet::Unet;
 use crate::family::vae::Vae;
 use crate::rules::Loader;
@@ -112,6 +113,8 @@ pub enum Model {
     Encoder(Box<Encoder>),
     /// Encoders with a decoder of text.
     EncoderDecoder(Box<EncoderDecoder>),
+    /// Transformers of diffusion.
+    Dit(Box<Dit>),
     /// Networks that tell what to take off a noisy image.
     Unet(Box<Unet>),
     /// Autoencoders of images.
@@ -140,6 +143,7 @@ impl Model {
             Spec::Decoder(spec) => Self::Decoder(Box::new(Decoder::load(loader, *spec)?)),
             Spec::Encoder(spec) => Self::Encoder(Box::new(Encoder::load(loader, *spec)?)),
             Spec::EncoderDecoder(spec) => Self::EncoderDecoder(Box::new(EncoderDecoder::load(loader, *spec)?)),
+            Spec::Dit(spec) => Self::Dit(Box::new(Dit::load(loader, *spec)?)),
             Spec::Unet(spec) => Self::Unet(Box::new(Unet::load(loader, *spec)?)),
             Spec::Vae(spec) => Self::Vae(Box::new(Vae::load(loader, &spec)?)),
         })
@@ -155,6 +159,7 @@ impl Model {
             Self::Decoder(model) => model.answer(inputs),
             Self::Encoder(model) => model.answer(inputs),
             Self::EncoderDecoder(model) => model.answer(inputs),
+            Self::Dit(model) => model.answer(inputs),
             Self::Unet(model) => model.answer(inputs),
             Self::Vae(model) => model.answer(inputs),
         }

@@ -1,5 +1,6 @@
 //! What a model is made of, as nested values: everything that code needs to know, and no name of a model type.
 
+pub mod dit;
 pub mod unet;
 pub mod vae;
 
@@ -20,6 +21,8 @@ pub enum Spec {
     Encoder(Box<EncoderSpec>),
     /// An encoder with a decoder of text.
     EncoderDecoder(Box<EncoderDecoderSpec>),
+    /// A transformer of diffusion.
+    Dit(Box<dit::DitSpec>),
     /// A network that tells what to take off a noisy image.
     Unet(Box<unet::UnetSpec>),
     /// An autoencoder of images.
