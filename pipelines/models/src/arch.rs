@@ -1,9 +1,9 @@
 //! The registry of model types: each is data that turns a configuration into a specification.
 
 pub mod decoder;
+pub mod dit;
 pub mod encoder;
 pub mod encoder_decoder;
-pub mod dit;
 pub mod unet;
 pub mod vae;
 
