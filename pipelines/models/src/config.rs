@@ -177,6 +177,82 @@ impl Config {
         if numbers.len() == length { Ok(numbers) } else { Err(self.wrong(key, format!("{length} numbers"))) }
     }
 
+    /// A list of sizes that may be left out; one size stands for a list of itself.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn optional_sizes(&self, key: &str) -> Result<Option<Vec<usize>>, ConfigError> {
+        let size = |value: &Value| value.as_u64().filter(|size| (1..=1 << 31).contains(size)).map(|size| size as usize);
+        let sizes = |value: &Value| match value.as_array() {
+            Some(sizes) => sizes.iter().map(size).collect::<Option<Vec<_>>>(),
+            None => Some(vec![size(value)?]),
+        };
+        self.optional(key, "a list of positive whole numbers", sizes)
+    }
+
+    /// A size of each of some parts: a list of so many, or one for all.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped or of another length.
+    pub fn sizes_of(&self, key: &str, parts: usize, default: usize) -> Result<Vec<usize>, ConfigError> {
+        match self.optional_sizes(key)?.unwrap_or_else(|| vec![default]) {
+            sizes if sizes.len() == parts => Ok(sizes),
+            sizes if sizes.len() == 1 && !self.is_list(key) => Ok(vec![sizes[0]; parts]),
+            _ => Err(self.wrong(key, format!("{parts} sizes"))),
+        }
+    }
+
+    /// A truth of each of some parts: a list of so many, or one for all.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped or of another length.
+    pub fn truths_of(&self, key: &str, parts: usize, default: bool) -> Result<Vec<bool>, ConfigError> {
+        let truths = |value: &Value| match value.as_array() {
+            Some(truths) => truths.iter().map(Value::as_bool).collect::<Option<Vec<_>>>(),
+            None => Some(vec![value.as_bool()?; parts]),
+        };
+        let truths = self.optional(key, "a list of truths", truths)?.unwrap_or_else(|| vec![default; parts]);
+        if truths.len() == parts { Ok(truths) } else { Err(self.wrong(key, format!("{parts} truths"))) }
+    }
+
+    /// A list whose elements are sizes or lists of sizes, which may be left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn nested_sizes(&self, key: &str) -> Result<Option<Vec<Vec<usize>>>, ConfigError> {
+        let size = |value: &Value| value.as_u64().filter(|size| (1..=1 << 31).contains(size)).map(|size| size as usize);
+        let sizes = |value: &Value| match value.as_array() {
+            Some(sizes) => sizes.iter().map(size).collect::<Option<Vec<_>>>(),
+            None => Some(vec![size(value)?]),
+        };
+        self.optional(key, "a list of sizes or of lists of them", |value| value.as_array()?.iter().map(sizes).collect())
+    }
+
+    /// A list of places, counted from 0; empty when it is left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn places(&self, key: &str) -> Result<Vec<usize>, ConfigError> {
+        let place = |value: &Value| value.as_u64().filter(|&place| place <= 1 << 31).map(|place| place as usize);
+        let places = |value: &Value| value.as_array()?.iter().map(place).collect::<Option<Vec<_>>>();
+        Ok(self.optional(key, "a list of whole numbers", places)?.unwrap_or_default())
+    }
+
+    /// Whether a key is there and null.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.values.get(key).is_some_and(Value::is_null)
+    }
+
+    /// Whether a key has a list.
+    pub fn is_list(&self, key: &str) -> bool {
+        self.value(key).is_some_and(Value::is_array)
+    }
+
     /// A truth value, with what holds when it is left out.
     ///
     /// # Errors

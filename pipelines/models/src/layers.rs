@@ -1,14 +1,22 @@
 //! The parts that layers are made of, each written once.
 
+pub mod attend;
 pub mod attention;
 pub mod bias;
+pub mod convolution;
 pub mod carry;
 pub mod embed;
+pub mod image_block;
+pub mod image_mixer;
 pub mod latent;
 pub mod mamba;
 pub mod mamba2;
 pub mod mlp;
+pub mod modulated;
 pub mod moe;
 pub mod norm;
+pub mod resample;
+pub mod resnet;
 pub mod rope;
+pub mod time_embed;
 pub mod rwkv;

@@ -7,8 +7,11 @@ use accel_backends::tensor::Tensor;
 use crate::ModelError;
 use crate::cache::State;
 use crate::family::decoder::Decoder;
+use crate::family::dit::Dit;
 use crate::family::encoder::Encoder;
 use crate::family::encoder_decoder::EncoderDecoder;
+use crate::family::unet::Unet;
+use crate::family::vae::Vae;
 use crate::rules::Loader;
 use crate::spec::Spec;
 
@@ -110,6 +113,12 @@ pub enum Model {
     Encoder(Box<Encoder>),
     /// Encoders with a decoder of text.
     EncoderDecoder(Box<EncoderDecoder>),
+    /// Transformers of diffusion.
+    Dit(Box<Dit>),
+    /// Networks that tell what to take off a noisy image.
+    Unet(Box<Unet>),
+    /// Autoencoders of images.
+    Vae(Box<Vae>),
 }
 
 /// Sequences in the making.
@@ -134,6 +143,9 @@ impl Model {
             Spec::Decoder(spec) => Self::Decoder(Box::new(Decoder::load(loader, *spec)?)),
             Spec::Encoder(spec) => Self::Encoder(Box::new(Encoder::load(loader, *spec)?)),
             Spec::EncoderDecoder(spec) => Self::EncoderDecoder(Box::new(EncoderDecoder::load(loader, *spec)?)),
+            Spec::Dit(spec) => Self::Dit(Box::new(Dit::load(loader, *spec)?)),
+            Spec::Unet(spec) => Self::Unet(Box::new(Unet::load(loader, *spec)?)),
+            Spec::Vae(spec) => Self::Vae(Box::new(Vae::load(loader, &spec)?)),
         })
     }
 
@@ -147,6 +159,9 @@ impl Model {
             Self::Decoder(model) => model.answer(inputs),
             Self::Encoder(model) => model.answer(inputs),
             Self::EncoderDecoder(model) => model.answer(inputs),
+            Self::Dit(model) => model.answer(inputs),
+            Self::Unet(model) => model.answer(inputs),
+            Self::Vae(model) => model.answer(inputs),
         }
     }
 
@@ -160,6 +175,7 @@ impl Model {
             Self::Decoder(model) => model.begin(inputs),
             Self::Encoder(model) => model.begin(inputs),
             Self::EncoderDecoder(model) => model.begin(inputs),
+            _ => Err(ModelError::no_generation()),
         }
     }
 
@@ -173,6 +189,7 @@ impl Model {
             Self::Decoder(model) => model.next(tokens, state),
             Self::Encoder(model) => model.next(tokens, state),
             Self::EncoderDecoder(model) => model.next(tokens, state),
+            _ => Err(ModelError::no_generation()),
         }
     }
 }

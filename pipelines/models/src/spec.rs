@@ -1,5 +1,8 @@
 //! What a model is made of, as nested values: everything that code needs to know, and no name of a model type.
 
+pub mod dit;
+pub mod unet;
+pub mod vae;
 mod state_space;
 
 pub use accel_backends::tensor::{Activation, NormKind, RopeStyle};
@@ -20,6 +23,12 @@ pub enum Spec {
     Encoder(Box<EncoderSpec>),
     /// An encoder with a decoder of text.
     EncoderDecoder(Box<EncoderDecoderSpec>),
+    /// A transformer of diffusion.
+    Dit(Box<dit::DitSpec>),
+    /// A network that tells what to take off a noisy image.
+    Unet(Box<unet::UnetSpec>),
+    /// An autoencoder of images.
+    Vae(Box<vae::VaeSpec>),
 }
 
 /// A decoder of text.
@@ -283,6 +292,8 @@ impl NormSpec {
 pub enum MixerSpec {
     /// By attention.
     Attention(AttentionSpec),
+    /// Not at all: they see what the sequence is made from.
+    Across(AttentionSpec),
     /// By attention whose queries, keys and values come from narrow states.
     Latent(LatentSpec),
     /// By a state space with a step to a channel.

@@ -48,6 +48,7 @@ struct Layer {
 enum Mixer {
     Attention(Attention),
     Latent(Box<Latent>),
+    Across(Attention),
     Mamba(Box<Mamba>),
     Mamba2(Box<Mamba2>),
     TimeMix(Box<TimeMix>),
@@ -217,6 +218,7 @@ impl Stack {
         let width = |layer: &LayerSpec| match &layer.mixer {
             MixerSpec::Attention(attention) => 2 * 4 * (attention.kv_heads * attention.head) as u64,
             MixerSpec::Latent(latent) => 4 * (latent.heads * (latent.plain + latent.turned + latent.value_head)) as u64,
+            MixerSpec::Across(_) => 0,
             MixerSpec::Mamba(_) | MixerSpec::Mamba2(_) | MixerSpec::TimeMix(_) => 0,
         };
         self.spec.layers.iter().map(width).sum()
@@ -227,7 +229,7 @@ impl Stack {
         let hidden = self.spec.hidden;
         let carried = |layer: &LayerSpec| {
             let mixer = match &layer.mixer {
-                MixerSpec::Attention(_) | MixerSpec::Latent(_) => 0,
+                MixerSpec::Attention(_) | MixerSpec::Latent(_) | MixerSpec::Across(_) => 0,
                 MixerSpec::Mamba(mamba) => mamba.inner * (mamba.taps - 1 + mamba.places),
                 MixerSpec::Mamba2(mamba) => {
                     let inner = mamba.heads * mamba.head;
@@ -251,6 +253,7 @@ impl Layer {
             mixer: match &spec.mixer {
                 MixerSpec::Attention(spec) => Mixer::Attention(Attention::load(loader, &name("attn"), spec, hidden)?),
                 MixerSpec::Latent(spec) => Mixer::Latent(Box::new(Latent::load(loader, &name("attn"), spec, hidden)?)),
+                MixerSpec::Across(spec) => Mixer::Across(Attention::load(loader, &name("attn"), spec, hidden)?),
                 MixerSpec::Mamba(spec) => Mixer::Mamba(Box::new(Mamba::load(loader, &name("mamba"), spec, hidden)?)),
                 MixerSpec::Mamba2(spec) => Mixer::Mamba2(Box::new(Mamba2::load(loader, &name("mamba"), spec, hidden)?)),
                 MixerSpec::TimeMix(spec) => {
@@ -289,6 +292,8 @@ impl Layer {
         let mixed = match &self.mixer {
             Mixer::Attention(attention) => attention.forward(&before, pass, state.as_deref_mut())?,
             Mixer::Latent(attention) => attention.forward(&before, pass, state.as_deref_mut())?,
+            // What the state keeps of the source belongs to the attention across that follows.
+            Mixer::Across(attention) => attention.across(&before, pass, None)?,
             Mixer::Mamba(mamba) => mamba.forward(&before, pass, state.as_deref_mut())?,
             Mixer::Mamba2(mamba) => mamba.forward(&before, pass, state.as_deref_mut())?,
             Mixer::TimeMix(mix) => mix.forward(&before, pass.rows, state.as_deref_mut())?,

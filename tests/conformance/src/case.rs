@@ -180,7 +180,7 @@ impl Case {
         })
     }
 
-    /// Writes the model as `save_pretrained` does: `config.json` and `model.safetensors`.
+    /// Writes the model as its library's `save_pretrained` does: `config.json` and a file of weights.
     ///
     /// # Errors
     ///
@@ -200,7 +200,11 @@ impl Case {
         });
         let tensors = tensors.collect::<Result<Vec<_>>>()?;
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
-        Ok(safetensors::serialize_to_file(tensors, Some(metadata), &into.join("model.safetensors"))?)
+        let name = match self.library.as_str() {
+            "diffusers" => "diffusion_pytorch_model.safetensors",
+            _ => "model.safetensors",
+        };
+        Ok(safetensors::serialize_to_file(tensors, Some(metadata), &into.join(name))?)
     }
 }
 

@@ -150,7 +150,11 @@ fn inputs(case: &Case, engine: &Engine, wanted: impl Fn(&str) -> bool) -> Result
     for input in case.inputs.iter().filter(|input| wanted(&input.name)) {
         inputs.insert(&input.name, case.input(engine, input)?);
     }
-    for (name, value) in &case.scalar_inputs {
+    // An argument of `None`, or a list of them, is one that is left out.
+    let left_out = |value: &serde_json::Value| {
+        value.is_null() || value.as_array().is_some_and(|list| list.iter().all(serde_json::Value::is_null))
+    };
+    for (name, value) in case.scalar_inputs.iter().filter(|(_, value)| !left_out(value)) {
         let number = value.as_f64().or_else(|| value.as_bool().map(|truth| f64::from(u8::from(truth))));
         match number {
             Some(number) => inputs.insert_number(name, number),
