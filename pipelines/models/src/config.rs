@@ -342,10 +342,12 @@ impl Config {
     }
 }
 
-/// The literals of Python's `json` that JSON has not, and what stands for them: for infinity the largest number, which no
-/// configuration means otherwise, and for what is no number something that is none.
-const LITERALS: [(&[u8], &[u8]); 3] =
-    [(b"-Infinity", b"-1.7976931348623157e308"), (b"Infinity", b"1.7976931348623157e308"), (b"NaN", b"[\"NaN\"]")];
+/// The literals of Python's `json` that JSON has not, and what stands for them: for infinity a number from [`INFINITE`]
+/// on, and for what is no number something that is none.
+const LITERALS: [(&[u8], &[u8]); 3] = [(b"-Infinity", b"-1e305"), (b"Infinity", b"1e305"), (b"NaN", b"[\"NaN\"]")];
+
+/// Numbers from here on are infinite: no configuration means one of them.
+const INFINITE: f64 = 1e300;
 
 /// The text with JSON in place of such literals, where it has any. Nothing within quotes is touched, and what stands for
 /// them can be no key, so that a text which was wrong elsewhere stays wrong.
@@ -355,9 +357,10 @@ fn strict(text: &[u8]) -> Option<Vec<u8>> {
         let literal = LITERALS.iter().find(|(literal, _)| !quoted && rest.starts_with(literal));
         rest = match (literal, after) {
             (Some((literal, json)), _) => {
-                // A word that only begins so is not the literal, and is left for the parser to refuse.
+                // A longer word or number is not the literal, and is left for the parser to refuse.
                 let end = &rest[literal.len()..];
-                let whole = !end.first().is_some_and(|next| next.is_ascii_alphanumeric() || *next == b'_');
+                let more = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.+-".contains(byte);
+                let whole = !end.first().is_some_and(more) && !out.last().is_some_and(more);
                 out.extend_from_slice(if whole { json } else { literal });
                 found |= whole;
                 end
@@ -378,5 +381,5 @@ fn strict(text: &[u8]) -> Option<Vec<u8>> {
 
 /// A number, which may be infinite.
 fn float(value: &Value) -> Option<f64> {
-    value.as_f64().map(|number| if number.abs() == f64::MAX { number * 2.0 } else { number })
+    value.as_f64().map(|number| if number.abs() >= INFINITE { f64::INFINITY.copysign(number) } else { number })
 }

@@ -3,8 +3,8 @@
 pub mod attend;
 pub mod attention;
 pub mod bias;
-pub mod convolution;
 pub mod carry;
+pub mod convolution;
 pub mod embed;
 pub mod image_block;
 pub mod image_mixer;
@@ -18,5 +18,5 @@ pub mod norm;
 pub mod resample;
 pub mod resnet;
 pub mod rope;
-pub mod time_embed;
 pub mod rwkv;
+pub mod time_embed;

@@ -1,9 +1,9 @@
 //! What a model is made of, as nested values: everything that code needs to know, and no name of a model type.
 
 pub mod dit;
+mod state_space;
 pub mod unet;
 pub mod vae;
-mod state_space;
 
 pub use accel_backends::tensor::{Activation, NormKind, RopeStyle};
 pub use state_space::{ChannelMixSpec, Mamba2Spec, MambaSpec, TimeMixSpec};
