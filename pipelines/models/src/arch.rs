@@ -1,9 +1,12 @@
 //! The registry of model types: each is data that turns a configuration into a specification.
 
 pub mod decoder;
+pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
 mod rope;
+pub mod vision;
+pub mod vision_language;
 
 use accel_backends::files::ModelFiles;
 use accel_backends::weights::TensorIndex;
@@ -75,6 +78,36 @@ pub enum HeadKind {
     DecoderStates,
     /// Logits of the next token, of the decoder alone.
     DecoderNextToken,
+    /// What is made of an image.
+    Image(ImageHead),
+}
+
+/// Kinds of heads of models that see images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageHead {
+    /// None, and no pooled state either.
+    Unpooled,
+    /// Logits of an image's labels.
+    Labels,
+    /// The pixels of an image of which parts were hidden.
+    Pixels,
+    /// Maps of some stages.
+    Maps,
+    /// How images and texts compare.
+    Similarity,
+    /// The text half alone, projected or not.
+    Text {
+        /// Whether it is projected.
+        projected: bool,
+    },
+    /// The image half alone, projected.
+    Projected,
+    /// A text about an image.
+    Caption,
+    /// The answer to a question about an image.
+    Answer,
+    /// Whether a text fits an image.
+    Match,
 }
 
 /// A model type in GGUF files.
@@ -90,6 +123,7 @@ pub struct Gguf {
 
 /// All model types.
 pub const ALL: &[&Arch] = &[
+    // Texts.
     &decoder::bloom::ARCH,
     &decoder::deepseek_v3::ARCH,
     &decoder::falcon::ARCH,
@@ -105,6 +139,15 @@ pub const ALL: &[&Arch] = &[
     &encoder_decoder::switch_transformers::ARCH,
     &encoder_decoder::t5::ARCH,
     &encoder_decoder::whisper::ARCH,
+    // Vision.
+    &vision::convnext::ARCH,
+    &vision::swin::ARCH,
+    &vision::vit::ARCH,
+    // Images and texts.
+    &dual_encoder::clip::ARCH,
+    &dual_encoder::clip::TEXT,
+    &dual_encoder::clip::VISION,
+    &vision_language::blip::ARCH,
 ];
 
 /// What a model is, and where its weights lie.

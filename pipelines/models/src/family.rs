@@ -1,5 +1,8 @@
 //! Families: what a kind of model computes, without the name of any model type.
 
 pub mod decoder;
+pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
+pub mod vision;
+pub mod vision_language;

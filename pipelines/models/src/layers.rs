@@ -2,9 +2,14 @@
 
 pub mod attention;
 pub mod bias;
+pub mod conv;
 pub mod embed;
 pub mod latent;
 pub mod mlp;
 pub mod moe;
 pub mod norm;
+pub mod patch;
+pub mod pool;
+pub mod resize;
 pub mod rope;
+pub mod window;

@@ -1,12 +1,19 @@
 //! What a model is made of, as nested values: everything that code needs to know, and no name of a model type.
 
+pub mod dual_encoder;
+pub mod vision;
+pub mod vision_language;
+
 pub use accel_backends::tensor::{Activation, NormKind, RopeStyle};
 
 pub mod encoder;
 pub mod encoder_decoder;
 
+use dual_encoder::DualEncoderSpec;
 use encoder::EncoderSpec;
 use encoder_decoder::EncoderDecoderSpec;
+use vision::VisionSpec;
+use vision_language::VisionLanguageSpec;
 
 /// A model of one of the families.
 #[derive(Clone, Debug)]
@@ -17,6 +24,12 @@ pub enum Spec {
     Encoder(Box<EncoderSpec>),
     /// An encoder with a decoder of text.
     EncoderDecoder(Box<EncoderDecoderSpec>),
+    /// A model of images.
+    Vision(Box<VisionSpec>),
+    /// A model that compares images and texts.
+    DualEncoder(Box<DualEncoderSpec>),
+    /// A model that writes about images.
+    VisionLanguage(Box<VisionLanguageSpec>),
 }
 
 /// A decoder of text.

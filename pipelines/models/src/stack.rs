@@ -92,11 +92,7 @@ impl Stack {
     /// # Errors
     ///
     /// When its weights cannot be read.
-    pub fn load_shared(
-        loader: &Loader<'_>,
-        spec: StackSpec,
-        shared: Option<&Tensor>,
-    ) -> Result<Self, ModelError> {
+    pub fn load_shared(loader: &Loader<'_>, spec: StackSpec, shared: Option<&Tensor>) -> Result<Self, ModelError> {
         let embed = Embed::load(loader, &spec.embed, spec.hidden, shared)?;
         let ropes = spec.ropes.iter().map(|rope| Rope::load(loader, rope)).collect::<Result<_, _>>()?;
         let bias = Bias::load(loader, &spec.bias)?;
