@@ -2,6 +2,8 @@
 
 pub mod dit;
 pub mod dual_encoder;
+pub mod encoder;
+pub mod encoder_decoder;
 mod state_space;
 pub mod unet;
 pub mod vae;
