@@ -56,7 +56,7 @@ pub enum ConfigError {
 }
 
 /// A configuration, or a section of one.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Config {
     path: String,
     values: Map<String, Value>,
@@ -251,6 +251,29 @@ impl Config {
     /// Whether a key has a list.
     pub fn is_list(&self, key: &str) -> bool {
         self.value(key).is_some_and(Value::is_array)
+    }
+
+    /// Height and width: two sizes, or one for both; may be left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn optional_area(&self, key: &str) -> Result<Option<[usize; 2]>, ConfigError> {
+        if self.value(key).is_some_and(Value::is_array) {
+            let area = self.optional_sizes(key)?.and_then(|sizes| <[usize; 2]>::try_from(sizes).ok());
+            return area.map(Some).ok_or_else(|| self.wrong(key, "two positive whole numbers"));
+        }
+        Ok(self.optional_size(key)?.map(|size| [size; 2]))
+    }
+
+    /// A list of whole numbers of any sign that may be left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn optional_integers(&self, key: &str) -> Result<Option<Vec<i64>>, ConfigError> {
+        let integers = |value: &Value| value.as_array()?.iter().map(Value::as_i64).collect::<Option<Vec<_>>>();
+        self.optional(key, "a list of whole numbers", integers)
     }
 
     /// A truth value, with what holds when it is left out.

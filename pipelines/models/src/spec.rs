@@ -1,18 +1,23 @@
 //! What a model is made of, as nested values: everything that code needs to know, and no name of a model type.
 
 pub mod dit;
+pub mod dual_encoder;
+pub mod encoder;
+pub mod encoder_decoder;
 mod state_space;
 pub mod unet;
 pub mod vae;
+pub mod vision;
+pub mod vision_language;
 
 pub use accel_backends::tensor::{Activation, NormKind, RopeStyle};
 pub use state_space::{ChannelMixSpec, Mamba2Spec, MambaSpec, TimeMixSpec};
 
-pub mod encoder;
-pub mod encoder_decoder;
-
+use dual_encoder::DualEncoderSpec;
 use encoder::EncoderSpec;
 use encoder_decoder::EncoderDecoderSpec;
+use vision::VisionSpec;
+use vision_language::VisionLanguageSpec;
 
 /// A model of one of the families.
 #[derive(Clone, Debug)]
@@ -29,6 +34,12 @@ pub enum Spec {
     Unet(Box<unet::UnetSpec>),
     /// An autoencoder of images.
     Vae(Box<vae::VaeSpec>),
+    /// A model of images.
+    Vision(Box<VisionSpec>),
+    /// A model that compares images and texts.
+    DualEncoder(Box<DualEncoderSpec>),
+    /// A model that writes about images.
+    VisionLanguage(Box<VisionLanguageSpec>),
 }
 
 /// A decoder of text.

@@ -139,7 +139,9 @@ fn answers(case: &Case, runner: &Runner<'_>) -> Result<BTreeMap<String, Stored>>
     if let Some(generated) = case.generate.as_ref().filter(|_| how == Use::Eager) {
         // The reference's mask is all ones.
         let wanted = |name: &str| name != "attention_mask" && generated.inputs.iter().any(|one| one == name);
-        generate(&model, &inputs(case, &engine, wanted)?, generated, &mut answers)?;
+        // Classes with a `generate` of their own go on to a length of their own.
+        let length = case.stored("gen.sequences").ok().and_then(|sequences| sequences.dims().last().copied());
+        generate(&model, &inputs(case, &engine, wanted)?, generated, length, &mut answers)?;
     }
     Ok(answers)
 }
@@ -219,12 +221,15 @@ fn generate(
     model: &Model,
     inputs: &Inputs,
     generated: &Generated,
+    length: Option<usize>,
     answers: &mut BTreeMap<String, Stored>,
 ) -> Result<()> {
     let Begun { mut state, mut sequences, mut logits } = model.begin(inputs)?;
     let vocabulary = logits.dim(-1)?;
     let mut all = vec![Vec::new(); sequences.len()];
-    for step in 0..generated.max_new_tokens {
+    let begun = sequences.first().map_or(0, Vec::len);
+    let steps = length.map_or(generated.max_new_tokens, |length| length.saturating_sub(begun));
+    for step in 0..steps {
         let mut chosen = Vec::with_capacity(sequences.len());
         for (row, after) in logits.to_vec()?.chunks_exact(vocabulary).enumerate() {
             // The first of equals, as the reference has it.
@@ -234,13 +239,13 @@ fn generate(
             sequences[row].push(id);
             all[row].extend_from_slice(after);
         }
-        if step + 1 < generated.max_new_tokens {
+        if step + 1 < steps {
             logits = model.next(&chosen, &mut state)?;
         }
     }
     let dims = [sequences.len(), sequences[0].len()];
     answers.insert("gen.sequences".into(), Stored::integers(&dims, &sequences.concat()));
-    let dims = [dims[0], generated.max_new_tokens, vocabulary];
+    let dims = [dims[0], steps, vocabulary];
     answers.insert("gen.logits".into(), Stored::floats(&dims, &all.concat()));
     Ok(())
 }

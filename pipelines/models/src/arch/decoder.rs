@@ -53,7 +53,7 @@ impl Parts {
 }
 
 /// A layer of two parts, each added to what came before, with a norm before each.
-fn sequential(norm: NormSpec, attention: AttentionSpec, mlp: MlpSpec) -> LayerSpec {
+pub(super) fn sequential(norm: NormSpec, attention: AttentionSpec, mlp: MlpSpec) -> LayerSpec {
     LayerSpec {
         mixer: MixerSpec::Attention(attention),
         cross: None,
