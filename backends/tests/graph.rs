@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use accel_backends::graph::interpret::{Array, InterpretError, Numbers};
-use accel_backends::graph::onnx::{External, MODEL_BYTES_MAX, OnnxError, native};
+use accel_backends::graph::onnx::{External, MODEL_BYTES_MAX, OnnxError, native, output_name};
 use accel_backends::graph::{Graph, Recorder};
 use accel_backends::tensor::{Engine, Kind, Linear, Tensor, TensorError, Weight};
 use accel_backends::weights::Dtype;
@@ -161,12 +161,18 @@ fn what_onnx_does_not_have_is_named() {
 #[test]
 fn names_of_inputs_and_outputs_differ_and_are_not_empty() {
     let engine = Engine::cpu(1).unwrap();
-    for names in [["x", "x"], ["x", ""], ["", "y"]] {
+    let named = |names: [&str; 2]| {
         let recorder = Recorder::new();
         let x = recorder.input(&engine, names[0], Kind::Float, &[2]);
-        let graph = recorder.finish(&[(names[1].into(), x.neg().unwrap())]).unwrap();
-        assert!(matches!(graph.to_onnx(|_| None), Err(OnnxError::Name(_))), "{names:?}");
+        recorder.finish(&[(names[1].into(), x.neg().unwrap())]).unwrap()
+    };
+    for names in [["x", ""], ["", "y"]] {
+        assert!(matches!(named(names).to_onnx(|_| None), Err(OnnxError::Name(_))), "{names:?}");
     }
+    let graph = named(["x", "x"]);
+    assert_eq!(output_name(&graph, "x"), "out_x");
+    assert_eq!(output_name(&graph, "y"), "y");
+    graph.to_onnx(|_| None).expect("an output that is called as its input is");
 }
 
 #[test]

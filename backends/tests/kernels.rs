@@ -144,7 +144,7 @@ fn attention_is_right_and_the_same_for_every_cut() {
                 Keys::Pages(held.chunks(page).collect())
             }
             let page = PAGE * 2 * head;
-            let paged = first % 2 == 0;
+            let paged = first.is_multiple_of(2);
             let kept = KeysValues {
                 keys: if paged { pages(&keys[..held], page) } else { Keys::Whole(&keys[..held]) },
                 values: if paged { pages(&values[..held], page) } else { Keys::Whole(&values[..held]) },

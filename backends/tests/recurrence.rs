@@ -1,7 +1,7 @@
 //! Recurrences: right against their definition, the same bits on every engine and however a sequence is cut, and the same
 //! when brought down to primitives.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;
 
@@ -23,12 +23,15 @@ fn noise(seed: u64, length: usize) -> Vec<f32> {
 
 const TOKENS: usize = 9;
 
+/// What a recurrence makes of what goes along the tokens, of what does not, and of what is carried.
+type Run = fn(&[Tensor], &[Tensor], &Tensor) -> (Tensor, Tensor);
+
 /// One recurrence: what goes along the tokens, what does not, and what is carried at first.
 struct Case {
     tokens: Vec<Array>,
     fixed: Vec<Array>,
     first: Array,
-    run: fn(&[Tensor], &[Tensor], &Tensor) -> (Tensor, Tensor),
+    run: Run,
 }
 
 fn array(seed: u64, dims: &[usize], change: impl Fn(f32) -> f32) -> Array {

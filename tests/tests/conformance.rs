@@ -23,6 +23,7 @@ fn weights_follow_from_their_names() {
 }
 
 /// The cases that the project keeps.
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 fn kept() -> Vec<Case> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/conformance");
     let mut directories: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -30,6 +31,7 @@ fn kept() -> Vec<Case> {
     directories.iter().map(|directory| Case::read(directory).unwrap()).collect()
 }
 
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 fn every_kept_case_passes(runner: &Runner<'_>) {
     let reports: Vec<_> = kept().iter().map(|case| run(case, runner).unwrap()).collect();
     let failed: Vec<_> = reports.iter().filter(|report| report.verdict != Verdict::Pass).collect();

@@ -1,5 +1,7 @@
 //! The exponential, and activations made of it.
 
+use std::ops::Range;
+
 use super::Cpu;
 use super::lanes::{Kernel, LANES, Lanes};
 
@@ -69,7 +71,7 @@ impl Cpu {
     pub fn gated(&self, activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) -> bool {
         assert!(gate.len() == up.len() && up.len() == out.len(), "the shapes of a gated activation");
         let Some(scalar) = scalar(activation) else { return false };
-        self.parts(out, &|cpu, range, out| {
+        self.parts(out, |cpu, range, out| {
             let (gate, up) = (&gate[range.clone()], &up[range]);
             match activation {
                 Activation::Silu => cpu.run(Swiglu { gate, up, out }),
@@ -83,7 +85,7 @@ impl Cpu {
     pub fn activate(&self, activation: Activation, x: &[f32], out: &mut [f32]) -> bool {
         assert!(x.len() == out.len(), "the shape of an activation");
         let Some(scalar) = scalar(activation) else { return false };
-        self.parts(out, &|cpu, range, out| match activation {
+        self.parts(out, |cpu, range, out| match activation {
             Activation::Silu => cpu.run(Swish { x: &x[range], out }),
             _ => out.iter_mut().zip(&x[range]).for_each(|(out, &x)| *out = scalar(x)),
         });
@@ -91,7 +93,7 @@ impl Cpu {
     }
 
     /// Elements in parts, which threads share.
-    fn parts(&self, out: &mut [f32], work: &(dyn Fn(&Self, std::ops::Range<usize>, &mut [f32]) + Sync)) {
+    fn parts(&self, out: &mut [f32], work: impl Fn(&Self, Range<usize>, &mut [f32]) + Sync) {
         let target = Target(out.as_mut_ptr());
         let (target, length) = (&target, out.len());
         self.pool.run(length.div_ceil(PART), &|part, _scratch| {

@@ -108,8 +108,16 @@ pub fn native(op: &Op) -> bool {
     }
 }
 
+/// What an output of a graph is called in its ONNX model: an output that is called as an input is gets `out_` before it,
+/// as Diffusers' exporter calls them.
+pub fn output_name(graph: &Graph, name: &str) -> String {
+    let doubled = graph.inputs.iter().any(|(input, _)| input == name);
+    if doubled { format!("out_{name}") } else { name.to_owned() }
+}
+
 impl Graph {
-    /// The bytes of an ONNX model that does the same, with inputs and outputs of the same names.
+    /// The bytes of an ONNX model that does the same, with inputs of the same names, and outputs as [`output_name`] has
+    /// them.
     ///
     /// `external` says of a constant where its numbers lie, if it is to be left there; others are in the model, weights
     /// unpacked to 32-bit floats.

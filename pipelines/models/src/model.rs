@@ -26,6 +26,9 @@ pub struct Inputs {
     numbers: BTreeMap<String, f64>,
 }
 
+/// Values of an input and its shape.
+pub type Known<'a, T> = (Vec<T>, &'a [usize]);
+
 /// What a model answers.
 pub type Outputs = Vec<(String, Tensor)>;
 
@@ -66,7 +69,7 @@ impl Inputs {
     /// # Errors
     ///
     /// When it is not there, or its elements are floats.
-    pub fn whole(&self, name: &str) -> Result<(Vec<i64>, &[usize]), ModelError> {
+    pub fn whole(&self, name: &str) -> Result<Known<'_, i64>, ModelError> {
         let tensor = self.known.get(name).ok_or_else(|| missing(name))?;
         Ok((tensor.to_whole().map_err(ModelError::at(name))?, tensor.dims()))
     }
@@ -76,7 +79,7 @@ impl Inputs {
     /// # Errors
     ///
     /// When its elements are floats.
-    pub fn optional_whole(&self, name: &str) -> Result<Option<(Vec<i64>, &[usize])>, ModelError> {
+    pub fn optional_whole(&self, name: &str) -> Result<Option<Known<'_, i64>>, ModelError> {
         if self.known.contains_key(name) { self.whole(name).map(Some) } else { Ok(None) }
     }
 
@@ -85,7 +88,7 @@ impl Inputs {
     /// # Errors
     ///
     /// When its values are not known.
-    pub fn optional_mask(&self, name: &str) -> Result<Option<(Vec<bool>, &[usize])>, ModelError> {
+    pub fn optional_mask(&self, name: &str) -> Result<Option<Known<'_, bool>>, ModelError> {
         let Some(tensor) = self.known.get(name) else { return Ok(None) };
         let seen = match tensor.kind() {
             Kind::Whole => tensor.to_whole().map(|mask| mask.into_iter().map(|seen| seen != 0).collect()),

@@ -1,7 +1,5 @@
 //! Configurations as Python writes them.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::io;
 
 use accel_backends::files::{FileInfo, ModelFiles};

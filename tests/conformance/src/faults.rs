@@ -8,12 +8,14 @@ use crate::case::Case;
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
     model_type: &'static str,
-    /// A key of the configuration, and the value with which the fault shows.
-    when: Option<(&'static str, fn() -> Value)>,
+    when: Option<Setting>,
     part: Part,
     /// What is wrong.
     pub reason: &'static str,
 }
+
+/// A key of the configuration, and the value with which a fault shows.
+type Setting = (&'static str, fn() -> Value);
 
 /// What of a reference is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -197,7 +197,14 @@ fn exported(model: &Model, case: &Case, engine: &Engine, runner: &Runner<'_>) ->
         std::fs::create_dir_all(directory)?;
         std::fs::write(directory.join(format!("{}.onnx", case.name)), graph.to_onnx(|_| None)?)?;
     }
-    Ok(runtime.run(&graph, &given)?.into_iter().collect())
+    let mut answers = runtime.run(&graph, &given)?;
+    let mut found = |name: &String| answers.remove(&onnx::output_name(&graph, name)).map(|array| (name.clone(), array));
+    graph
+        .outputs
+        .iter()
+        .map(|(name, _)| found(name))
+        .collect::<Option<_>>()
+        .context("an output that ONNX Runtime does not answer")
 }
 
 fn stored(array: &Array) -> Stored {

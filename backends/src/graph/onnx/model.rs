@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::nodes::{self, Call};
+use super::output_name;
 use super::proto::{
     DimensionProto, FLOAT, GraphProto, INT64, LOCATION_EXTERNAL, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
@@ -73,7 +74,8 @@ impl Model {
         }
     }
 
-    /// Results of steps get the names of outputs at once; what has another name already is answered as a copy.
+    /// Results of steps get the names of outputs at once; what has another name already is answered as a copy. Values
+    /// of ONNX have one space of names, so an output that is called as an input is gets one of its own.
     fn name_outputs(
         &mut self,
         graph: &Graph,
@@ -82,12 +84,13 @@ impl Model {
         let computed: HashSet<ValueId> = graph.steps.iter().flat_map(|step| step.outs.iter().copied()).collect();
         let mut copies = Vec::new();
         for (name, id) in &graph.outputs {
-            self.take(name)?;
-            self.graph.output.push(value_info(name, &graph.values[*id]));
+            let name = output_name(graph, name);
+            self.take(&name)?;
+            self.graph.output.push(value_info(&name, &graph.values[*id]));
             if computed.contains(id) && !names.contains_key(id) {
-                names.insert(*id, name.clone());
+                names.insert(*id, name);
             } else {
-                copies.push((name.clone(), *id));
+                copies.push((name, *id));
             }
         }
         Ok(copies)

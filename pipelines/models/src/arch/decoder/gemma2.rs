@@ -60,7 +60,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     let kinds = config.texts("layer_types")?;
     let window = config.optional_size("sliding_window")?.unwrap_or(4096);
     let layer = |number: usize| {
-        let slides = kinds.get(number).map_or(number % 2 == 0, |kind| kind == "sliding_attention");
+        let slides = kinds.get(number).map_or(number.is_multiple_of(2), |kind| kind == "sliding_attention");
         LayerSpec {
             mixer: MixerSpec::Attention(AttentionSpec { window: slides.then_some(window), ..attention.clone() }),
             cross: None,
