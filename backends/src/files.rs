@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 
 /// Files that one model may have; the most sharded models in use have a few hundred.
 pub const MODEL_FILES_MAX: usize = 4096;
+/// Directories inside directories of a model: pipelines of Diffusers and Sentence Transformers have one level.
+pub const DEPTH_MAX: usize = 4;
 
 /// A file of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileInfo {
-    /// Its name inside the model, without directories.
+    /// Its name inside the model, with `/` between directories.
     pub name: String,
     /// Its length in bytes.
     pub bytes: u64,
@@ -54,7 +56,7 @@ pub fn read_small(files: &dyn ModelFiles, name: &str, limit: u64) -> io::Result<
     Ok(Some(buffer))
 }
 
-/// A model on the local disk: one file, or the files directly inside a directory.
+/// A model on the local disk: one file, or the files of a directory.
 #[derive(Debug)]
 pub struct LocalFiles {
     files: Vec<FileInfo>,
@@ -62,20 +64,24 @@ pub struct LocalFiles {
 }
 
 impl LocalFiles {
-    /// Opens the file, or every file directly inside the directory. Symbolic links are followed.
+    /// Opens the file, or every file of the directory and of those inside it, [`DEPTH_MAX`] deep. Symbolic links are
+    /// followed.
     ///
     /// # Errors
     ///
     /// When the path cannot be opened or has more than [`MODEL_FILES_MAX`] files.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         let path = path.as_ref();
-        let mut paths = if path.is_dir() { paths_inside(path)? } else { vec![path.to_owned()] };
+        let mut paths = Vec::new();
+        if path.is_dir() {
+            paths_inside(path, "", DEPTH_MAX, &mut paths)?;
+        } else {
+            let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| not_utf8(path))?;
+            paths.push((name.to_owned(), path.to_owned()));
+        }
         paths.sort();
         let mut opened = Self { files: Vec::new(), handles: Vec::new() };
-        for path in paths {
-            let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned).ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidInput, format!("{}: the name is not UTF-8", path.display()))
-            })?;
+        for (name, path) in paths {
             let handle = File::open(&path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
             opened.files.push(FileInfo { name, bytes: handle.metadata()?.len() });
             opened.handles.push(handle);
@@ -99,20 +105,29 @@ impl ModelFiles for LocalFiles {
     }
 }
 
-fn paths_inside(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
+/// Adds the files of a directory, each with its name inside the model.
+fn paths_inside(directory: &Path, prefix: &str, depth: usize, paths: &mut Vec<(String, PathBuf)>) -> io::Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
-        if !path.is_file() {
-            continue;
+        let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| not_utf8(&path))?;
+        let name = format!("{prefix}{name}");
+        if path.is_dir() {
+            if depth > 0 {
+                paths_inside(&path, &format!("{name}/"), depth - 1, paths)?;
+            }
+        } else if path.is_file() {
+            if paths.len() == MODEL_FILES_MAX {
+                let message = format!("{}: expected at most {MODEL_FILES_MAX} files", directory.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+            }
+            paths.push((name, path));
         }
-        if paths.len() == MODEL_FILES_MAX {
-            let message = format!("{}: expected at most {MODEL_FILES_MAX} files", directory.display());
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-        }
-        paths.push(path);
     }
-    Ok(paths)
+    Ok(())
+}
+
+fn not_utf8(path: &Path) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("{}: the name is not UTF-8", path.display()))
 }
 
 #[cfg(unix)]

@@ -1,6 +1,7 @@
 //! The interface on loopback. It only translates: every answer comes from the swarm, the store or the scheduler.
 
 mod models;
+mod openai;
 
 use std::sync::Arc;
 
@@ -41,6 +42,11 @@ pub struct Shared {
 /// # Errors
 /// When the listener fails.
 pub async fn run(shared: Shared, listener: TcpListener, stop: CancellationToken) -> std::io::Result<()> {
+    let openai = Router::new()
+        .route("/embeddings", post(openai::embeddings))
+        .layer(from_fn_with_state(shared.clone(), openai::authorise))
+        .layer(DefaultBodyLimit::max(usize::try_from(BLOB_INPUT_BYTES).unwrap_or(usize::MAX)))
+        .with_state(shared.clone());
     let routes = Router::new()
         .route("/node", get(node))
         .route("/peers", get(peers).post(connect))
@@ -54,7 +60,7 @@ pub async fn run(shared: Shared, listener: TcpListener, stop: CancellationToken)
         .layer(from_fn_with_state(shared.clone(), authorise))
         .layer(DefaultBodyLimit::max(usize::try_from(BLOB_INPUT_BYTES).unwrap_or(usize::MAX)))
         .with_state(shared);
-    let router = Router::new().nest(PREFIX, routes);
+    let router = Router::new().nest(PREFIX, routes).nest("/v1", openai);
     axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
@@ -96,16 +102,7 @@ impl From<crate::store::StoreError> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let status = match self.error.code {
-            ErrorCode::InvalidRequest | ErrorCode::ContextLength | ErrorCode::ModelInvalid | ErrorCode::Unsupported => {
-                StatusCode::BAD_REQUEST
-            }
-            ErrorCode::ModelNotFound | ErrorCode::UnknownJob => StatusCode::NOT_FOUND,
-            ErrorCode::OutOfResources => StatusCode::TOO_MANY_REQUESTS,
-            ErrorCode::NoWorker | ErrorCode::WorkerLost | ErrorCode::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
-            ErrorCode::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
-            ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        };
+        let status = status(self.error.code);
         let mut response = (status, Json(Line::<(), ()>::Error(self.error))).into_response();
         if let Some(wait) = self.retry_after_ms {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.div_ceil(1000)));
@@ -114,14 +111,32 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// The status that an error's kind has in HTTP.
+fn status(code: ErrorCode) -> StatusCode {
+    match code {
+        ErrorCode::InvalidRequest | ErrorCode::ContextLength | ErrorCode::ModelInvalid | ErrorCode::Unsupported => {
+            StatusCode::BAD_REQUEST
+        }
+        ErrorCode::ModelNotFound | ErrorCode::UnknownJob => StatusCode::NOT_FOUND,
+        ErrorCode::OutOfResources => StatusCode::TOO_MANY_REQUESTS,
+        ErrorCode::NoWorker | ErrorCode::WorkerLost | ErrorCode::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
 async fn authorise(State(shared): State<Shared>, request: Request, next: Next) -> Response {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-    if same_secret(given, &shared.token) {
+    if is_authorised(&shared, &request) {
         return next.run(request).await;
     }
     let error = JobError::new(ErrorCode::InvalidRequest, "the bearer token of api.json is missing or wrong");
     (StatusCode::UNAUTHORIZED, Json(Line::<(), ()>::Error(error))).into_response()
+}
+
+fn is_authorised(shared: &Shared, request: &Request) -> bool {
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    same_secret(given, &shared.token)
 }
 
 /// Compares in a time that does not tell how much of the secret was right.
@@ -184,6 +199,7 @@ async fn submit(State(shared): State<Shared>, Json(body): Json<JobBody>) -> Resu
         task: body.task,
         input: body.input,
         generation: body.generation,
+        options: body.options,
         prior: Vec::new(),
         arithmetic: None,
         deadline_ms: body.deadline_ms,

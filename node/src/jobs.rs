@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use accel_protocol::limits::EVENTS_KEPT_MS;
-use accel_protocol::{Input, JobError, JobEvent, JobId, JobSpec, JobState, JobStatus};
+use accel_protocol::{JobError, JobEvent, JobId, JobSpec, JobState, JobStatus};
 use libp2p::PeerId;
 use tokio_util::sync::CancellationToken;
 
@@ -67,10 +67,7 @@ impl Job {
 
     /// About what it takes to remember it.
     fn bytes(&self) -> usize {
-        let input = match &self.spec.input {
-            Input::Text(text) | Input::Blob(text) => text.len(),
-            Input::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
-        };
+        let input = usize::try_from(self.spec.input.bytes()).unwrap_or(usize::MAX);
         input + 4 * self.spec.prior.len() + self.log.bytes()
     }
 

@@ -31,7 +31,7 @@ const OUTPUT_STREAMS: usize = 256;
 const FIRST_FRAME: Duration = Duration::from_secs(10);
 /// A peer that takes nothing for so long loses the stream; it may open another and resume.
 const SLOW_READER: Duration = Duration::from_secs(60);
-/// A job of at most this many tokens may be answered in one piece,
+/// A job of at most this many tokens, or one that answers whole, may be answered in one piece,
 const SHORT_JOB_TOKENS: u32 = 8;
 /// if it ends within this time.
 const SHORT_JOB_WAIT: Duration = Duration::from_secs(2);
@@ -129,7 +129,7 @@ async fn submit(advertiser: &Advertiser, peer: PeerId, spec: JobSpec) -> JobResp
         Ok(job) => job,
         Err(rejection) => return JobResponse::Rejected(rejection),
     };
-    if job.spec.generation.max_tokens <= SHORT_JOB_TOKENS {
+    if job.spec.generation.max_tokens <= SHORT_JOB_TOKENS || !job.spec.task.is_generation() {
         // A job that takes longer is not lost: its events are read as a stream.
         let ended = tokio::time::timeout(SHORT_JOB_WAIT, job.log.end()).await.is_ok();
         if ended

@@ -55,6 +55,20 @@ pub enum PipelineError {
         /// What is counted.
         unit: &'static str,
     },
+    /// A text has more tokens than the model has positions.
+    #[error("the text takes {found} tokens, but the model's context has {context}; shorten the text")]
+    TooLong {
+        /// Its tokens.
+        found: usize,
+        /// The model's positions.
+        context: usize,
+    },
+    /// A model's answer is not made of numbers.
+    #[error("{output}: expected numbers, found NaN: the model's weights are damaged or overflow")]
+    NotNumbers {
+        /// The name of the output.
+        output: String,
+    },
     /// The engine could not be started.
     #[error("the compute engine: {0}")]
     Engine(#[source] TensorError),
@@ -95,7 +109,10 @@ impl PipelineError {
             }
             Self::Model(ModelError::State { .. }) => ErrorCode::Internal,
             Self::Input { .. } | Self::InputTooLarge { .. } => ErrorCode::InvalidRequest,
-            Self::Model(_) | Self::Tokenizer { .. } | Self::ChatTemplate { .. } => ErrorCode::ModelInvalid,
+            Self::TooLong { .. } => ErrorCode::ContextLength,
+            Self::Model(_) | Self::NotNumbers { .. } | Self::Tokenizer { .. } | Self::ChatTemplate { .. } => {
+                ErrorCode::ModelInvalid
+            }
         }
     }
 }

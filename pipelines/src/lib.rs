@@ -13,6 +13,7 @@ pub mod image_input;
 mod pipeline;
 mod preprocessor;
 mod sampling;
+mod task;
 mod text;
 mod tokenizer;
 

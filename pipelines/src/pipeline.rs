@@ -8,12 +8,16 @@ use std::sync::Arc;
 use accel_backends::files::ModelFiles;
 use accel_backends::tensor::Engine;
 use accel_backends::weights;
+use accel_models::ModelError;
+use accel_models::arch::{self, HeadKind};
 use accel_models::model::Model;
 use accel_models::rules::Loader;
-use accel_models::{ModelError, arch};
-use accel_protocol::{Arithmetic, JobError, JobEvent, JobId, JobSpec};
+use accel_protocol::{Arithmetic, JobError, JobEvent, JobId, JobSpec, Task};
 
 use crate::error::PipelineError;
+use crate::task::TaskPipeline;
+use crate::task::image::ImageHead;
+use crate::task::text::TextHead;
 use crate::text::TextPipeline;
 use crate::tokenizer::Tokenizer;
 
@@ -79,15 +83,51 @@ pub fn arithmetic() -> Arithmetic {
 /// When the files hold no model that can be run, or it needs more than `options` allow.
 pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn Pipeline>, PipelineError> {
     let index = weights::index(&*files)?;
-    let model = arch::describe(&*files, &index)?.generating()?;
-    if let Some(allowed_bytes) = options.memory_bytes.filter(|&allowed| allowed < index.bytes()) {
-        return Err(ModelError::OutOfMemory { needed_bytes: index.bytes(), allowed_bytes }.into());
+    let described = arch::describe(&*files, &index)?;
+    let (head, class) = (described.head, described.class);
+    let tasks = tasks(head, class)?;
+    let bytes = index.bytes();
+    if let Some(allowed_bytes) = options.memory_bytes.filter(|&allowed| allowed < bytes) {
+        return Err(ModelError::OutOfMemory { needed_bytes: bytes, allowed_bytes }.into());
     }
-    let tokenizer = Tokenizer::load(&*files, index.gguf())?;
     let engine = Engine::cpu(options.threads).map_err(PipelineError::Engine)?;
-    let loader = Loader::new(&*files, &index, model.rules, &engine);
-    let Model::Decoder(decoder) = Model::load(&loader, model.spec)? else {
-        return Err(accel_models::ModelError::no_generation().into());
-    };
-    Ok(Box::new(TextPipeline::new(engine, *decoder, tokenizer, index.bytes(), options)))
+    let tokenizer = |files| Tokenizer::load(files, index.gguf());
+    let model = || Model::load(&Loader::new(&*files, &index, described.rules, &engine), described.spec);
+    if tasks == [Task::ImageClassification] {
+        let head = ImageHead::read(&*files, engine.clone())?;
+        return Ok(Box::new(TaskPipeline::new(model()?, head, bytes)));
+    }
+    // Files that tell how to read a text are small: what is wrong with them is said before the weights are read.
+    let tokenizer = tokenizer(&*files)?;
+    if tasks == [Task::TextGeneration] {
+        return match model()? {
+            Model::Decoder(decoder) => Ok(Box::new(TextPipeline::new(engine, *decoder, tokenizer, bytes, options))),
+            _ => Err(ModelError::no_generation().into()),
+        };
+    }
+    let model = model()?;
+    let context = options.context_tokens.unwrap_or(usize::MAX).min(model.context());
+    let head = TextHead::read(&*files, engine, tokenizer, tasks, context)?;
+    Ok(Box::new(TaskPipeline::new(model, head, bytes)))
+}
+
+/// The tasks that a head is for.
+fn tasks(head: HeadKind, class: &str) -> Result<&'static [Task], ModelError> {
+    Ok(match head {
+        HeadKind::NextToken => &[Task::TextGeneration],
+        HeadKind::States => &[Task::FeatureExtraction, Task::Embedding],
+        HeadKind::MaskedToken => &[Task::FillMask],
+        HeadKind::SequenceLabels => &[Task::TextClassification],
+        HeadKind::TokenLabels => &[Task::TokenClassification],
+        HeadKind::Span => &[Task::QuestionAnswering],
+        HeadKind::Image(arch::ImageHead::Labels) => &[Task::ImageClassification],
+        _ => {
+            let supported = Task::ALL.map(Task::name).join(", ");
+            return Err(ModelError::Unsupported {
+                what: "a task for the class".into(),
+                found: class.into(),
+                supported,
+            });
+        }
+    })
 }

@@ -14,7 +14,7 @@ use accel_models::ModelError;
 use accel_models::cache::{Row, State};
 use accel_models::family::decoder::Decoder;
 use accel_protocol::{
-    Arithmetic, ErrorCode, FinishReason, Generation, Input, JobError, JobEvent, JobId, JobSpec, Usage,
+    Arithmetic, ErrorCode, FinishReason, Generation, Input, JobError, JobEvent, JobId, JobSpec, Task, Usage,
 };
 
 use crate::pipeline::{Cost, LoadOptions, Pipeline, StepPlan};
@@ -75,6 +75,9 @@ impl TextPipeline {
                 let template = self.tokenizer.chat().ok_or_else(|| invalid(no_template.into()))?;
                 let text = template.render(messages).map_err(|e| invalid(format!("the model's chat template: {e}")))?;
                 self.tokenizer.encode_prompt(&text)
+            }
+            Input::Texts(_) | Input::Pair(..) | Input::File(_) => {
+                Err("expected one text or a conversation for text-generation".into())
             }
             Input::Blob(_) => Err("an input by CID has to be fetched before the job is admitted".into()),
         };
@@ -229,7 +232,7 @@ impl TextPipeline {
         let event = match job.answer.finish(&self.tokenizer) {
             Ok((text, stopped)) => {
                 let reason = if stopped { FinishReason::Stop } else { reason };
-                JobEvent::Done { text, reason, usage }
+                JobEvent::Done { text, results: Vec::new(), reason, usage }
             }
             Err(reason) => {
                 JobEvent::Failed { error: JobError::new(ErrorCode::Internal, format!("tokenizer: {reason}")) }
@@ -270,6 +273,9 @@ impl Pipeline for TextPipeline {
         spec.generation.validate()?;
         if self.jobs.contains_key(&spec.id) {
             return Err(JobError::new(ErrorCode::InvalidRequest, format!("the job {} is here already", spec.id)));
+        }
+        if spec.task != Task::TextGeneration {
+            return Err(crate::task::wrong_task(spec.task, &[Task::TextGeneration]));
         }
         match &spec.arithmetic {
             Some(asked) if !spec.prior.is_empty() && *asked != self.arithmetic() => {

@@ -9,10 +9,12 @@ mod special;
 
 use accel_backends::files::{ModelFiles, read_small};
 use accel_backends::weights::gguf::Metadata;
+use tokenizers::{Decoder, Encoding, ModelWrapper, PostProcessor, TruncationDirection, TruncationParams};
 
 use crate::chat::ChatTemplate;
 use crate::error::PipelineError;
 pub use detokenizer::Detokenizer;
+use special::Special;
 
 /// A `tokenizer.json`; the largest in use have some 40 MB.
 const TOKENIZER_BYTES_MAX: u64 = 128 << 20;
@@ -26,6 +28,26 @@ pub struct Tokenizer {
     /// Tokens that end an answer.
     ends: Vec<u32>,
     chat: Option<ChatTemplate>,
+    special: Special,
+    /// Tokens of two texts in a window, and those of the second that neighbours share.
+    windows: Option<(usize, usize)>,
+}
+
+/// Where texts that are too long are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// What is over the length is left away.
+    Rest {
+        /// Tokens with special ones.
+        length: usize,
+    },
+    /// The second of two texts is read in several windows.
+    Windows {
+        /// Tokens of a window, with the first text and special tokens.
+        length: usize,
+        /// Tokens that neighbours share.
+        overlap: usize,
+    },
 }
 
 impl Tokenizer {
@@ -50,15 +72,16 @@ impl Tokenizer {
         let text = |id: Option<u32>| id.and_then(|id| inner.id_to_token(id)).unwrap_or_default();
         let bos_text = special.bos_text.clone().unwrap_or_else(|| text(special.bos));
         let eos_text = special.eos_text.clone().unwrap_or_else(|| text(special.ends.first().copied()));
-        let mut ends = special.ends;
+        let mut ends = special.ends.clone();
         // Models that chat end their turn by a token that their files often do not name as the end.
         let turn_ends = ["<|im_end|>", "<|eot_id|>", "<|end_of_turn|>", "<end_of_turn>"];
         let named = special.eos_text.as_deref().into_iter().chain(turn_ends);
         ends.extend(named.filter_map(|name| inner.token_to_id(name)));
         ends.sort_unstable();
         ends.dedup();
-        let chat = special.template.map(|source| ChatTemplate::new(source, bos_text, eos_text)).transpose()?;
-        Ok(Self { inner, bos: special.bos.filter(|_| special.add_bos), ends, chat })
+        let template = special.template.clone();
+        let chat = template.map(|source| ChatTemplate::new(source, bos_text, eos_text)).transpose()?;
+        Ok(Self { inner, bos: special.bos.filter(|_| special.add_bos), ends, chat, special, windows: None })
     }
 
     /// The tokens of a text that is to be continued as it stands.
@@ -81,6 +104,138 @@ impl Tokenizer {
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, String> {
         let encoded = self.inner.encode_fast(text, false).map_err(|error| error.to_string())?;
         Ok(encoded.get_ids().to_vec())
+    }
+
+    /// From now on, cuts texts that are too long.
+    ///
+    /// # Errors
+    ///
+    /// When special tokens leave no room for a text.
+    pub fn cut(&mut self, cut: Cut) -> Result<(), PipelineError> {
+        let place = "tokenizer_config.json: model_max_length";
+        let added = self.inner.get_post_processor().map_or(0, |processor| processor.added_tokens(true));
+        let (length, least) = match cut {
+            Cut::Rest { length } => (length, added),
+            Cut::Windows { length, overlap } => (length, added + overlap),
+        };
+        if length <= least {
+            return Err(PipelineError::tokenizer(place, format!("expected over {least}, found {length}")));
+        }
+        match cut {
+            Cut::Windows { .. } => self.windows = Some((length - added, least - added)),
+            Cut::Rest { .. } => {
+                let params = TruncationParams { max_length: length, ..TruncationParams::default() };
+                let set = self.inner.with_truncation(Some(params)).map(|_| ());
+                set.map_err(|error| PipelineError::tokenizer(place, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A text, or two that belong together, as a model reads them: with special tokens, and with the characters that each
+    /// token stands for. Several where it is cut into windows.
+    ///
+    /// # Errors
+    ///
+    /// When the tokenizer refuses the text.
+    pub fn encode(&self, text: &str, second: Option<&str>) -> Result<Vec<Encoding>, PipelineError> {
+        let refused = |error| PipelineError::input("the text", error);
+        let (mut encoded, windows) = match (second, self.windows) {
+            (Some(second), Some((room, overlap))) => {
+                // Cut here: when the library (0.23) is told to, it reads no further than the first window.
+                let first = self.inner.encode_char_offsets(text, false).map_err(refused)?;
+                let mut second = self.inner.encode_char_offsets(second, false).map_err(refused)?;
+                let room = room.saturating_sub(first.len());
+                if room <= overlap {
+                    let words = format!("expected a shorter first text, found {} tokens", first.len());
+                    return Err(PipelineError::input("the text", words));
+                }
+                second.truncate(room, overlap, TruncationDirection::Right);
+                (self.inner.post_process(first, Some(second), true).map_err(refused)?, true)
+            }
+            (Some(second), None) => (self.inner.encode_char_offsets((text, second), true).map_err(refused)?, false),
+            (None, _) => (self.inner.encode_char_offsets(text, true).map_err(refused)?, false),
+        };
+        let rest = encoded.take_overflowing();
+        // What is cut off is read by nobody but windows.
+        Ok([encoded].into_iter().chain(rest.into_iter().filter(|_| windows)).collect())
+    }
+
+    /// The text of tokens, with the spaces before punctuation taken away where the files ask for it.
+    ///
+    /// # Errors
+    ///
+    /// When the tokenizer cannot decode.
+    pub fn decode_tidy(&self, ids: &[u32], without_special: bool) -> Result<String, PipelineError> {
+        let text = self.inner.decode(ids, without_special);
+        let mut text = text.map_err(|error| PipelineError::tokenizer(TOKENIZER_FILE, error))?;
+        if self.special.tidy {
+            // `clean_up_tokenization` of `tokenization_utils_base.py`, in its order.
+            let spaced = [" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"];
+            for spaced in spaced {
+                text = text.replace(spaced, spaced.trim());
+            }
+        }
+        Ok(text)
+    }
+
+    /// The text of tokens that are given as the vocabulary has them.
+    ///
+    /// # Errors
+    ///
+    /// When the tokenizer cannot decode.
+    pub fn text_of(&self, tokens: Vec<String>) -> Result<String, PipelineError> {
+        match self.inner.get_decoder() {
+            Some(decoder) => {
+                decoder.decode(tokens).map_err(|error| PipelineError::tokenizer("tokenizer.json: decoder", error))
+            }
+            None => Ok(tokens.join(" ")),
+        }
+    }
+
+    /// A token as the vocabulary has it.
+    pub fn token(&self, id: u32) -> String {
+        self.inner.id_to_token(id).unwrap_or_default()
+    }
+
+    /// The token that stands for what is to be filled in, and its text.
+    pub fn mask(&self) -> Option<(u32, &str)> {
+        self.named(self.special.mask.as_deref()).zip(self.special.mask.as_deref())
+    }
+
+    /// The token that fills texts up.
+    pub fn padding(&self) -> Option<u32> {
+        self.named(self.special.padding.as_deref())
+    }
+
+    /// The token for what is not in the vocabulary.
+    pub fn unknown(&self) -> Option<u32> {
+        self.named(self.special.unknown.as_deref())
+    }
+
+    /// The token whose state stands for a whole text.
+    pub fn class(&self) -> Option<u32> {
+        self.named(self.special.class.as_deref())
+    }
+
+    fn named(&self, token: Option<&str>) -> Option<u32> {
+        token.and_then(|token| self.inner.token_to_id(token))
+    }
+
+    /// The most tokens that the model was made for, where the files say so.
+    pub fn length_max(&self) -> Option<usize> {
+        self.special.length_max
+    }
+
+    /// Whether tokens say themselves that they go on with a word.
+    pub fn marks_subwords(&self) -> bool {
+        match self.inner.get_model() {
+            ModelWrapper::WordPiece(model) => !model.continuing_subword_prefix.is_empty(),
+            ModelWrapper::BPE(model) => {
+                model.continuing_subword_prefix.as_ref().is_some_and(|prefix| !prefix.is_empty())
+            }
+            _ => false,
+        }
     }
 
     /// The text of tokens, without special tokens; incomplete characters are U+FFFD.

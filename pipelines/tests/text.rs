@@ -11,7 +11,7 @@ use std::sync::Arc;
 use accel_backends::files::LocalFiles;
 use accel_pipelines::{LoadOptions, Pipeline, StepPlan, load};
 use accel_protocol::{
-    Arithmetic, ErrorCode, FinishReason, Generation, Input, JobEvent, JobId, JobSpec, Message, Role, Task,
+    Arithmetic, ErrorCode, FinishReason, Generation, Input, JobEvent, JobId, JobSpec, Message, Role, Task, TaskOptions,
 };
 use serde_json::{Value, json};
 
@@ -38,6 +38,7 @@ fn job(number: u8, text: &str, generation: Generation) -> JobSpec {
         task: Task::TextGeneration,
         input: Input::Text(text.into()),
         generation,
+        options: TaskOptions::default(),
         prior: Vec::new(),
         arithmetic: None,
         deadline_ms: 1000,

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::capability::Arithmetic;
 use crate::error::JobError;
+use crate::file_bytes::FileBytes;
 use crate::model::ModelRef;
+use crate::result::TaskResult;
 
 mod validate;
 
@@ -64,6 +66,102 @@ impl<'de> Deserialize<'de> for JobId {
 pub enum Task {
     /// Continue a text or answer in a conversation.
     TextGeneration,
+    /// Say what may stand where a text has its mask.
+    FillMask,
+    /// The states of a text's tokens.
+    FeatureExtraction,
+    /// One vector for a whole text, by which texts are compared.
+    Embedding,
+    /// The labels of a text, or of a pair of texts.
+    TextClassification,
+    /// The labels of parts of a text.
+    TokenClassification,
+    /// The part of a text that answers a question.
+    QuestionAnswering,
+    /// The labels of a picture.
+    ImageClassification,
+}
+
+impl Task {
+    /// Every task.
+    pub const ALL: [Self; 8] = [
+        Self::TextGeneration,
+        Self::FillMask,
+        Self::FeatureExtraction,
+        Self::Embedding,
+        Self::TextClassification,
+        Self::TokenClassification,
+        Self::QuestionAnswering,
+        Self::ImageClassification,
+    ];
+
+    /// As people write it: Hugging Face's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TextGeneration => "text-generation",
+            Self::FillMask => "fill-mask",
+            Self::FeatureExtraction => "feature-extraction",
+            Self::Embedding => "embedding",
+            Self::TextClassification => "text-classification",
+            Self::TokenClassification => "token-classification",
+            Self::QuestionAnswering => "question-answering",
+            Self::ImageClassification => "image-classification",
+        }
+    }
+
+    /// Whether the answer comes token by token; the others come whole, as [`TaskResult`]s.
+    pub fn is_generation(self) -> bool {
+        self == Self::TextGeneration
+    }
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// There is no task of that name.
+#[derive(Debug, thiserror::Error)]
+#[error("{found:?} is no task; tasks: {}", Task::ALL.map(Task::name).join(", "))]
+pub struct InvalidTask {
+    found: String,
+}
+
+impl FromStr for Task {
+    type Err = InvalidTask;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|task| task.name() == text);
+        found.ok_or_else(|| InvalidTask { found: text.chars().take(64).collect() })
+    }
+}
+
+/// How a task other than generation is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TaskOptions {
+    /// How many of the likeliest to report; none for as many as the task has by custom.
+    pub top_k: Option<u32>,
+    /// What becomes of tokens that belong together, where tokens get labels.
+    pub aggregation: Aggregation,
+}
+
+/// How labels of tokens become labels of longer parts of a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Aggregation {
+    /// Each token stands alone.
+    #[default]
+    None,
+    /// Neighbours with the same label are one part.
+    Simple,
+    /// As `simple`, after each word has taken the label of its first token.
+    First,
+    /// As `simple`, after each word has taken the label that its tokens have on average.
+    Average,
+    /// As `simple`, after each word has taken the label of its surest token.
+    Max,
 }
 
 /// Who speaks in a conversation.
@@ -95,6 +193,12 @@ pub enum Input {
     Text(String),
     /// A conversation, rendered by the model's own chat template.
     Chat(Vec<Message>),
+    /// Several texts, each for itself.
+    Texts(Vec<String>),
+    /// Two texts that belong together: a question and the text to find its answer in, or two that are compared.
+    Pair(String, String),
+    /// A file of a picture or a sound, as it is.
+    File(FileBytes),
     /// An input over the inline limit: the CID of a file that holds the JSON of one of the other variants.
     Blob(String),
 }
@@ -158,6 +262,8 @@ pub struct JobSpec {
     pub input: Input,
     /// How to choose tokens.
     pub generation: Generation,
+    /// How to do a task that chooses none.
+    pub options: TaskOptions,
     /// Tokens of the answer that another peer has produced already: they are read back in, not produced again.
     pub prior: Vec<u32>,
     /// The only arithmetic that may continue `prior` exactly; none when there is nothing to continue.
@@ -226,6 +332,8 @@ pub enum JobEvent {
     Done {
         /// Text that was held back in case a stop text began with it.
         text: String,
+        /// What a task other than generation gives, for each of its inputs.
+        results: Vec<TaskResult>,
         /// Why the answer ends.
         reason: FinishReason,
         /// What it took.
@@ -275,6 +383,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens`, or the end of the model's context, was reached.
     Length,
+    /// Nothing is left to say: the task is not one that chooses tokens.
+    Complete,
 }
 
 /// What a job took.

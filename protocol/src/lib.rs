@@ -7,17 +7,21 @@
 
 pub mod capability;
 pub mod error;
+mod file_bytes;
 pub mod frame;
 pub mod job;
 pub mod limits;
 pub mod message;
 pub mod model;
+pub mod result;
 
 pub use capability::{Advert, Arithmetic, Backend, Device, HeldModel, Load, Proof};
 pub use error::{ErrorCode, JobError};
+pub use file_bytes::FileBytes;
 pub use job::{
-    EventRecord, FinishReason, Generation, Input, JobEvent, JobId, JobSpec, JobState, JobStatus, Message, Role, Task,
-    TokenLogprob, Usage,
+    Aggregation, EventRecord, FinishReason, Generation, Input, JobEvent, JobId, JobSpec, JobState, JobStatus, Message,
+    Role, Task, TaskOptions, TokenLogprob, Usage,
 };
 pub use message::{JobRequest, JobResponse, OutputRequest, Rejection};
 pub use model::ModelRef;
+pub use result::TaskResult;

@@ -32,6 +32,12 @@ pub const TEMPERATURE: f32 = 100.0;
 pub const REPETITION_PENALTY: f32 = 100.0;
 /// Alternatives reported with each token, as OpenAI's interface allows.
 pub const TOP_LOGPROBS: u8 = 20;
+/// Texts of one job, as OpenAI's interface allows.
+pub const TEXTS: usize = 2048;
+/// The likeliest of anything that are reported.
+pub const TOP_RESULTS: u32 = 1 << 16;
+/// Results of one job, so that its last event stays well inside a frame.
+pub const RESULT_BYTES: usize = 768 << 10;
 /// Turns of a conversation.
 pub const CHAT_MESSAGES: usize = 4096;
 /// Events of a job are kept this long after it ended, for streams that resume.

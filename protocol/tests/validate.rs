@@ -7,7 +7,8 @@ use accel_protocol::limits::{
     STOP_TEXT_BYTES, STOP_TEXTS, TOP_LOGPROBS,
 };
 use accel_protocol::{
-    Arithmetic, ErrorCode, Generation, Input, JobId, JobRequest, JobSpec, Message, ModelRef, Role, Task, frame,
+    Arithmetic, ErrorCode, Generation, Input, JobId, JobRequest, JobSpec, Message, ModelRef, Role, Task, TaskOptions,
+    frame,
 };
 
 const MODEL: &str = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy";
@@ -23,6 +24,7 @@ fn job() -> JobSpec {
         task: Task::TextGeneration,
         input: Input::Text("Once".into()),
         generation: Generation::default(),
+        options: TaskOptions::default(),
         prior: Vec::new(),
         arithmetic: None,
         deadline_ms: 60_000,

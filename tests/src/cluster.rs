@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use accel_node::api::{AddRequest, Api, Cut, JobBody};
 use accel_node::process::{NodeProcess, Settings};
-use accel_protocol::{EventRecord, Generation, Input, JobEvent, Message, ModelRef, Role, Task};
+use accel_protocol::{EventRecord, Generation, Input, JobEvent, Message, ModelRef, Role, Task, TaskOptions};
 use anyhow::{Context, Result, anyhow};
 use futures::StreamExt;
 use tempfile::TempDir;
@@ -131,6 +131,7 @@ pub fn question(model: &ModelRef, text: &str, generation: Generation) -> JobBody
         task: Task::TextGeneration,
         input: Input::Chat(vec![Message { role: Role::User, content: text.to_owned() }]),
         generation,
+        options: TaskOptions::default(),
         deadline_ms: 300_000,
         peer: None,
     }

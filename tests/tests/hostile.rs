@@ -9,7 +9,7 @@ use accel_protocol::limits::{ADVERT_BYTES, ADVERT_LIFE_MS, FRAME_BYTES, STREAMS_
 use accel_protocol::message::{ADVERTS_TOPIC, JOBS_PROTOCOL, OUTPUT_PROTOCOL};
 use accel_protocol::{
     Advert, Arithmetic, ErrorCode, EventRecord, Generation, Input, JobEvent, JobId, JobRequest, JobResponse, JobSpec,
-    Load, ModelRef, OutputRequest, Task, frame,
+    Load, ModelRef, OutputRequest, Task, TaskOptions, frame,
 };
 use accel_tests::cluster::{Cluster, events, import, model_file, question, text};
 use anyhow::{Context, Result, bail, ensure};
@@ -121,6 +121,7 @@ fn job(model: &ModelRef, max_tokens: u32) -> JobSpec {
         task: Task::TextGeneration,
         input: Input::Text("Once upon a time".to_owned()),
         generation: Generation { max_tokens, ignore_eos: true, ..Generation::default() },
+        options: TaskOptions::default(),
         prior: Vec::new(),
         arithmetic: None,
         deadline_ms: 120_000,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use accel_backends::files::LocalFiles;
 use accel_pipelines::{LoadOptions, Pipeline, StepPlan, load};
-use accel_protocol::{FinishReason, Generation, Input, JobEvent, JobId, JobSpec, Message, Task};
+use accel_protocol::{FinishReason, Generation, Input, JobEvent, JobId, JobSpec, Message, Task, TaskOptions};
 use serde::Deserialize;
 
 const GAP: f64 = 0.1;
@@ -63,6 +63,7 @@ fn job(input: Input, prior: &[u32], max_tokens: usize, ignore_eos: bool) -> JobS
         task: Task::TextGeneration,
         input,
         generation: Generation { max_tokens: max_tokens as u32, ignore_eos, ..Generation::default() },
+        options: TaskOptions::default(),
         prior: prior.to_vec(),
         arithmetic: None,
         deadline_ms: 60_000,

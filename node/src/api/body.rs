@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use accel_protocol::{Generation, Input, JobError, JobId, ModelRef, Task};
+use accel_protocol::{Generation, Input, JobError, JobId, ModelRef, Task, TaskOptions};
 use serde::{Deserialize, Serialize};
 
 /// One line of a long answer.
@@ -188,6 +188,9 @@ pub struct JobBody {
     /// How to choose tokens.
     #[serde(default)]
     pub generation: Generation,
+    /// How to do a task that chooses none.
+    #[serde(default)]
+    pub options: TaskOptions,
     /// Milliseconds within which the job must end.
     #[serde(default = "default_deadline_ms")]
     pub deadline_ms: u64,

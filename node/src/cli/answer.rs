@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use accel_protocol::{ErrorCode, EventRecord, FinishReason, JobError, JobEvent, JobId, TokenLogprob, Usage};
+use accel_protocol::{
+    ErrorCode, EventRecord, FinishReason, JobError, JobEvent, JobId, TaskResult, TokenLogprob, Usage,
+};
 use futures::{Stream, StreamExt};
 use serde::Serialize;
 
@@ -21,6 +23,9 @@ pub(super) struct Answer {
     pub job: Option<JobId>,
     /// The text.
     pub text: String,
+    /// What a task other than generation gives, for each of its inputs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub results: Vec<TaskResult>,
     /// Why it ends.
     pub finish_reason: Option<FinishReason>,
     /// What it took.
@@ -169,8 +174,9 @@ fn take(answer: &mut Answer, clock: &mut Clock, event: JobEvent, output: &Output
                 answer.logprobs.push((id, text, logprob));
             }
         }
-        JobEvent::Done { text, reason, usage } => {
+        JobEvent::Done { text, results, reason, usage } => {
             show(answer, &text, output)?;
+            answer.results = results;
             answer.finish_reason = Some(reason);
             answer.usage = usage;
             let decode_s = clock.first.map_or(0.0, |first| first.elapsed().as_secs_f64());

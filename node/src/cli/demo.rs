@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use accel_protocol::{Generation, Input, Message, Role, Task};
+use accel_protocol::{Generation, Input, Message, Role, Task, TaskOptions};
 use serde::Serialize;
 use tempfile::TempDir;
 
@@ -51,6 +51,7 @@ pub(super) async fn run(args: DemoArgs, interrupts: &mut Interrupts, output: &Ou
         task: Task::TextGeneration,
         input: Input::Chat(vec![Message { role: Role::User, content: args.prompt.clone() }]),
         generation: Generation { max_tokens: args.max_tokens, ..Generation::default() },
+        options: TaskOptions::default(),
         deadline_ms: default_deadline_ms(),
         peer: None,
     };

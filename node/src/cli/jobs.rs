@@ -3,7 +3,13 @@
 use std::io::{IsTerminal, Read};
 use std::path::Path;
 
-use accel_protocol::{Generation, Input, JobId, Message, ModelRef, Role, Task};
+use accel_protocol::job::InvalidTask;
+use accel_protocol::limits::BLOB_INPUT_BYTES;
+use accel_protocol::result::{Entity, Filling, Span};
+use accel_protocol::{
+    Aggregation, FileBytes, Generation, Input, JobId, Message, ModelRef, Role, Task, TaskOptions, TaskResult,
+};
+use clap::builder::PossibleValuesParser;
 use libp2p::Multiaddr;
 use rustyline::error::ReadlineError;
 
@@ -73,8 +79,17 @@ impl GenerationArgs {
 pub(super) struct RunArgs {
     /// CID, CID/path, ipfs://CID, or a file or directory, which is imported first
     model: String,
-    /// What to answer; standard input when missing or "-"
+    /// What to answer, or the file of a picture or a sound; standard input when missing or "-"
     prompt: Option<String>,
+    /// What to do
+    #[arg(long, default_value = Task::TextGeneration.name(), value_parser = task_names())]
+    task: String,
+    /// The text to find the answer in, or the one to compare with
+    #[arg(long)]
+    context: Option<String>,
+    /// What becomes of tokens that belong together, where tokens get labels
+    #[arg(long, default_value = "none", value_parser = ["none", "simple", "first", "average", "max"])]
+    aggregation: String,
     /// Instructions that stand above the conversation
     #[arg(long)]
     system: Option<String>,
@@ -94,18 +109,63 @@ impl RunArgs {
         self.peer.is_some()
     }
 
+    fn task(&self) -> Result<Task, CliError> {
+        self.task.parse().map_err(|error: InvalidTask| CliError::Usage(error.to_string()))
+    }
+
+    fn options(&self) -> TaskOptions {
+        let aggregation = match self.aggregation.as_str() {
+            "simple" => Aggregation::Simple,
+            "first" => Aggregation::First,
+            "average" => Aggregation::Average,
+            "max" => Aggregation::Max,
+            _ => Aggregation::None,
+        };
+        TaskOptions { top_k: (self.generation.top_k > 0).then_some(self.generation.top_k), aggregation }
+    }
+
+    fn body(&self, model: ModelRef, input: Input) -> Result<JobBody, CliError> {
+        Ok(JobBody { task: self.task()?, options: self.options(), ..body(model, input, &self.generation) })
+    }
+
     async fn input(&self) -> Result<Input, CliError> {
+        let task = self.task()?;
+        if task == Task::ImageClassification {
+            let path = self.prompt.clone().unwrap_or_else(|| "-".to_owned());
+            return Ok(Input::File(off_the_runtime("read the file", move || read_file(&path)).await?));
+        }
         let prompt = match self.prompt.as_deref() {
             Some("-") | None => off_the_runtime("read the prompt", read_prompt).await?,
             Some(prompt) => prompt.to_owned(),
         };
-        if self.raw {
+        if let Some(context) = &self.context {
+            return Ok(Input::Pair(prompt, context.clone()));
+        }
+        if self.raw || !task.is_generation() {
             return Ok(Input::Text(prompt));
         }
         let system = self.system.iter().map(|text| Message { role: Role::System, content: text.clone() });
         let user = Message { role: Role::User, content: prompt };
         Ok(Input::Chat(system.chain([user]).collect()))
     }
+}
+
+/// A file of a picture or a sound, or what is piped in for "-".
+fn read_file(path: &str) -> Result<FileBytes, CliError> {
+    let mut bytes = Vec::new();
+    // One byte more than a job may have, so that what is too large is known as such.
+    let most = BLOB_INPUT_BYTES + 1;
+    let read = match path {
+        "-" if std::io::stdin().is_terminal() => return Err(CliError::Usage("give a file, or pipe one in".to_owned())),
+        "-" => std::io::stdin().lock().take(most).read_to_end(&mut bytes),
+        path => std::fs::File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes)),
+    };
+    read.map_err(|source| CliError::File { path: path.into(), source })?;
+    Ok(FileBytes(bytes))
+}
+
+fn task_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(Task::ALL.map(Task::name))
 }
 
 fn read_prompt() -> Result<String, CliError> {
@@ -127,6 +187,7 @@ fn body(model: ModelRef, input: Input, args: &GenerationArgs) -> JobBody {
         task: Task::TextGeneration,
         input,
         generation: args.generation(),
+        options: TaskOptions::default(),
         deadline_ms: args.deadline_ms,
         peer: None,
     }
@@ -153,7 +214,7 @@ pub(super) async fn run(
 ) -> Result<(), CliError> {
     let input = interrupts.unless(args.input()).await?;
     let model = interrupts.unless(find_model(api, &args.model, output)).await?;
-    finish(api, body(model, input, &args.generation), interrupts, output).await
+    finish(api, args.body(model, input)?, interrupts, output).await
 }
 
 /// Submits to a peer without a daemon: a node of the command's own, with an identity and a store that vanish.
@@ -166,7 +227,7 @@ pub(super) async fn run_direct(args: RunArgs, interrupts: &mut Interrupts, outpu
         let address = peer.to_string();
         let connected = async { Ok(session.api.connect(&address).await?) };
         let peer = interrupts.unless(connected).await?;
-        let body = JobBody { peer: Some(peer), ..body(model, input, &args.generation) };
+        let body = JobBody { peer: Some(peer), ..args.body(model, input)? };
         finish(&session.api, body, interrupts, output).await
     };
     let result = result.await;
@@ -179,7 +240,42 @@ async fn finish(api: &Api, body: JobBody, interrupts: &mut Interrupts, output: &
     if output.is_json() {
         return output.value(&answer, |_| String::new());
     }
+    if !answer.results.is_empty() {
+        let text: Vec<String> = answer.results.iter().map(shown).collect();
+        return output.write(&format!("{}\n", text.join("\n\n")));
+    }
     output.write("\n")
+}
+
+/// A result as people read it.
+fn shown(result: &TaskResult) -> String {
+    let score = |score: f32| format!("{score:.4}");
+    match result {
+        TaskResult::Labels(labels) => {
+            table(&["SCORE", "LABEL"], labels.iter().map(|label| vec![score(label.score), label.label.clone()]))
+        }
+        TaskResult::Fillings(masks) => {
+            let rows = masks.iter().flatten();
+            let row = |found: &Filling| vec![score(found.score), found.token_str.clone(), found.sequence.clone()];
+            table(&["SCORE", "TOKEN", "TEXT"], rows.map(row))
+        }
+        TaskResult::Entities(entities) => {
+            let at = |entity: &Entity| format!("{}..{}", entity.start, entity.end);
+            let row =
+                |entity: &Entity| vec![score(entity.score), entity.entity.clone(), entity.word.clone(), at(entity)];
+            table(&["SCORE", "LABEL", "WORD", "CHARACTERS"], entities.iter().map(row))
+        }
+        TaskResult::Answers(spans) => {
+            let at = |span: &Span| format!("{}..{}", span.start, span.end);
+            let row = |span: &Span| vec![score(span.score), span.answer.clone(), at(span)];
+            table(&["SCORE", "ANSWER", "CHARACTERS"], spans.iter().map(row))
+        }
+        TaskResult::Features { shape, values } => {
+            let width = shape.last().map_or(1, |&width| width as usize).max(1);
+            let line = |row: &[f32]| row.iter().map(f32::to_string).collect::<Vec<_>>().join(" ");
+            values.chunks(width).map(line).collect::<Vec<_>>().join("\n")
+        }
+    }
 }
 
 #[derive(Clone, Debug, clap::Args)]

@@ -163,7 +163,9 @@ fn size(event: &JobEvent) -> usize {
             JobEvent::Token { text, logprob, .. } => {
                 text.len() + logprob.as_ref().map_or(0, |of| of.top.iter().map(|(_, text, _)| 32 + text.len()).sum())
             }
-            JobEvent::Done { text, .. } => text.len(),
+            JobEvent::Done { text, results, .. } => {
+                text.len() + results.iter().map(accel_protocol::TaskResult::bytes).sum::<usize>()
+            }
             JobEvent::Failed { error } => error.message.len(),
             JobEvent::Moved { peer, .. } => peer.len(),
             JobEvent::Started { arithmetic, .. } => arithmetic.0.len(),

@@ -169,24 +169,10 @@ pub struct Description {
     pub spec: Spec,
     /// Where its weights lie.
     pub rules: Rules,
-    class: &'static str,
-    classes: &'static [Class],
-}
-
-impl Description {
-    /// The same, if it has a head for the next token.
-    ///
-    /// # Errors
-    ///
-    /// When it has not.
-    pub fn generating(self) -> Result<Self, ModelError> {
-        if matches!(&self.spec, Spec::Decoder(spec) if matches!(spec.head, HeadSpec::NextToken(_))) {
-            return Ok(self);
-        }
-        let supported = self.classes.iter().filter(|class| class.head == HeadKind::NextToken);
-        let supported = supported.map(|class| class.name).collect();
-        Err(unsupported("for text generation, the class", self.class.to_owned(), supported))
-    }
+    /// Its class, or its architecture in a GGUF file.
+    pub class: &'static str,
+    /// What it makes of the stack's states.
+    pub head: HeadKind,
 }
 
 /// Finds out what a model is, and where its weights lie.
@@ -202,7 +188,7 @@ pub fn describe(files: &dyn ModelFiles, index: &TensorIndex) -> Result<Descripti
         let supported = || ALL.iter().filter_map(|arch| arch.gguf.as_ref()).map(|gguf| gguf.architecture).collect();
         let gguf = found.ok_or_else(|| unsupported("the GGUF architecture", name, supported()))?;
         let spec = (gguf.spec)(&config, index)?;
-        return Ok(Description { spec, rules: gguf.rules, class: gguf.architecture, classes: &[] });
+        return Ok(Description { spec, rules: gguf.rules, class: gguf.architecture, head: HeadKind::NextToken });
     }
     let config = Config::read(files)?;
     if let Some(name) = config.optional_text("_class_name")? {
@@ -218,7 +204,7 @@ pub fn describe(files: &dyn ModelFiles, index: &TensorIndex) -> Result<Descripti
     let class = class.ok_or_else(|| unsupported("the class", names.join(", "), supported()))?;
     let spec = (arch.spec)(&config, class.head)?;
     let rules = Rules { base: class.base, stack: arch.stack, heads: arch.heads };
-    Ok(Description { spec, rules, class: class.name, classes })
+    Ok(Description { spec, rules, class: class.name, head: class.head })
 }
 
 /// A model of Diffusers, whose configuration names its class.
@@ -230,7 +216,7 @@ fn describe_class(config: &Config, name: String) -> Result<Description, ModelErr
     let (arch, class) = found.ok_or_else(|| unsupported("the _class_name", name, supported()))?;
     let spec = (arch.spec)(config, class.head)?;
     let rules = Rules { base: class.base, stack: arch.stack, heads: arch.heads };
-    Ok(Description { spec, rules, class: class.name, classes: arch.classes })
+    Ok(Description { spec, rules, class: class.name, head: class.head })
 }
 
 /// What the names of Diffusers' types begin with here.

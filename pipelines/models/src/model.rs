@@ -178,6 +178,15 @@ impl Model {
         })
     }
 
+    /// The most positions of a sequence of text; those of a model that knows no positions are without number.
+    pub fn context(&self) -> usize {
+        match self {
+            Self::Decoder(model) => model.context(),
+            Self::Encoder(model) => model.context(),
+            _ => usize::MAX,
+        }
+    }
+
     /// Answers all that the model's class answers.
     ///
     /// # Errors

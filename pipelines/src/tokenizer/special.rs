@@ -23,6 +23,18 @@ pub struct Special {
     pub eos_text: Option<String>,
     /// The chat template.
     pub template: Option<String>,
+    /// What stands for something to be filled in.
+    pub mask: Option<String>,
+    /// What fills texts up.
+    pub padding: Option<String>,
+    /// What stands for words outside the vocabulary.
+    pub unknown: Option<String>,
+    /// What stands for a whole text.
+    pub class: Option<String>,
+    /// The most tokens that the model was made for.
+    pub length_max: Option<usize>,
+    /// Whether spaces before punctuation are taken away.
+    pub tidy: bool,
 }
 
 /// From the metadata of a GGUF file.
@@ -58,7 +70,7 @@ pub fn from_gguf(metadata: &Metadata) -> Result<Special, PipelineError> {
         Some(GgufValue::Text(text)) => Some(text.clone()),
         Some(other) => return Err(wrong("tokenizer.chat_template", "a text", other)),
     };
-    Ok(Special { bos, bos_text: None, add_bos, ends, eos_text: None, template })
+    Ok(Special { bos, add_bos, ends, template, ..Special::default() })
 }
 
 /// From `generation_config.json`, `config.json`, `tokenizer_config.json` and `chat_template.jinja`.
@@ -78,6 +90,14 @@ pub fn from_files(files: &dyn ModelFiles) -> Result<Special, PipelineError> {
         special.bos_text = token_text(&config["bos_token"]);
         special.eos_text = token_text(&config["eos_token"]);
         special.template = template(&config["chat_template"]);
+        special.mask = token_text(&config["mask_token"]);
+        special.padding = token_text(&config["pad_token"]);
+        special.unknown = token_text(&config["unk_token"]);
+        special.class = token_text(&config["cls_token"]);
+        // Where nothing is known, the files have a number far beyond any text.
+        let length = config["model_max_length"].as_f64().filter(|length| (1.0..1e9).contains(length));
+        special.length_max = length.map(|length| length as usize);
+        special.tidy = config["clean_up_tokenization_spaces"] == true;
     }
     let file = "chat_template.jinja";
     if let Some(text) = bytes(files, file)? {

@@ -11,7 +11,7 @@ use super::{Generation, Input, JobSpec};
 use crate::error::{ErrorCode, JobError};
 use crate::limits::{
     ANSWER_TOKENS, ARITHMETIC_BYTES, BLOB_INPUT_BYTES, CHAT_MESSAGES, DEADLINE_MS_MAX, INLINE_INPUT_BYTES,
-    MODEL_PATH_BYTES, REPETITION_PENALTY, STOP_TEXT_BYTES, STOP_TEXTS, TEMPERATURE, TOP_LOGPROBS,
+    MODEL_PATH_BYTES, REPETITION_PENALTY, STOP_TEXT_BYTES, STOP_TEXTS, TEMPERATURE, TEXTS, TOP_LOGPROBS, TOP_RESULTS,
 };
 
 impl JobSpec {
@@ -38,6 +38,9 @@ impl JobSpec {
 
     fn validate_rest(&self) -> Result<(), JobError> {
         self.generation.validate()?;
+        if let Some(count) = self.options.top_k {
+            within("top_k", count, 1, TOP_RESULTS)?;
+        }
         // A parsed name is within this; one that was put together in the program need not be.
         at_most("model path bytes", self.model.path.len(), MODEL_PATH_BYTES)?;
         at_most("prior tokens", self.prior.len(), self.generation.max_tokens as usize)?;
@@ -73,6 +76,17 @@ impl Generation {
 }
 
 impl Input {
+    /// The bytes of its texts or its file.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Text(text) | Self::Blob(text) => text.len() as u64,
+            Self::Chat(messages) => messages.iter().map(|message| message.content.len() as u64).sum(),
+            Self::Texts(texts) => texts.iter().map(|text| text.len() as u64).sum(),
+            Self::Pair(first, second) => (first.len() + second.len()) as u64,
+            Self::File(file) => file.0.len() as u64,
+        }
+    }
+
     /// Whether this input may travel inside a job.
     ///
     /// # Errors
@@ -100,14 +114,14 @@ impl Input {
 
     fn validate_content(&self, limit_bytes: u64) -> Result<(), JobError> {
         match self {
-            Self::Text(text) => at_most("input bytes", text.len() as u64, limit_bytes),
-            Self::Chat(messages) => {
-                within("messages", messages.len(), 1, CHAT_MESSAGES)?;
-                let bytes = messages.iter().map(|message| message.content.len() as u64).sum();
-                at_most("input bytes", bytes, limit_bytes)
+            Self::Chat(messages) => within("messages", messages.len(), 1, CHAT_MESSAGES)?,
+            Self::Texts(texts) => within("texts", texts.len(), 1, TEXTS)?,
+            Self::Blob(_) => {
+                return Err(invalid("input blob: expected a text, a conversation or a file inside, found a blob"));
             }
-            Self::Blob(_) => Err(invalid("input blob: expected a text or a conversation inside, found a blob")),
+            Self::Text(_) | Self::Pair(..) | Self::File(_) => {}
         }
+        at_most("input bytes", self.bytes(), limit_bytes)
     }
 }
 

@@ -1,9 +1,10 @@
 //! Values of every message: generated ones, and one of each for the snapshot.
 
+use accel_protocol::result::{Entity, Filling, Label, Span};
 use accel_protocol::{
-    Advert, Arithmetic, Backend, Device, ErrorCode, EventRecord, FinishReason, Generation, HeldModel, Input, JobError,
-    JobEvent, JobId, JobRequest, JobResponse, JobSpec, JobState, JobStatus, Load, Message, ModelRef, OutputRequest,
-    Proof, Rejection, Role, Task, TokenLogprob, Usage, frame,
+    Advert, Aggregation, Arithmetic, Backend, Device, ErrorCode, EventRecord, FileBytes, FinishReason, Generation,
+    HeldModel, Input, JobError, JobEvent, JobId, JobRequest, JobResponse, JobSpec, JobState, JobStatus, Load, Message,
+    ModelRef, OutputRequest, Proof, Rejection, Role, Task, TaskOptions, TaskResult, TokenLogprob, Usage, frame,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -79,6 +80,9 @@ fn input() -> impl Strategy<Value = Input> {
     prop_oneof![
         ".{0,60}".prop_map(Input::Text),
         vec(message, 0..4).prop_map(Input::Chat),
+        vec(".{0,8}", 0..4).prop_map(Input::Texts),
+        (".{0,8}", ".{0,8}").prop_map(|(first, second)| Input::Pair(first, second)),
+        vec(any::<u8>(), 0..40).prop_map(|bytes| Input::File(FileBytes(bytes))),
         select(&ROOTS[..]).prop_map(|root| Input::Blob(root.into())),
     ]
 }
@@ -105,13 +109,14 @@ fn generation() -> impl Strategy<Value = Generation> {
 
 fn job() -> impl Strategy<Value = JobSpec> {
     let rest = (vec(any::<u32>(), 0..8), option::of(arithmetic()), any::<u64>());
-    (job_id(), model(), input(), generation(), rest).prop_map(
-        |(id, model, input, generation, (prior, arithmetic, deadline_ms))| JobSpec {
+    (job_id(), model(), (select(&Task::ALL[..]), input()), generation(), rest).prop_map(
+        |(id, model, (task, input), generation, (prior, arithmetic, deadline_ms))| JobSpec {
             id,
             model,
-            task: Task::TextGeneration,
+            task,
             input,
             generation,
+            options: TaskOptions { top_k: prior.first().copied(), aggregation: Aggregation::Max },
             prior,
             arithmetic,
             deadline_ms,
@@ -119,10 +124,33 @@ fn job() -> impl Strategy<Value = JobSpec> {
     )
 }
 
+fn result() -> impl Strategy<Value = TaskResult> {
+    let (text, at) = (|| ".{0,8}", any::<u32>);
+    let label = (text(), number()).prop_map(|(label, score)| Label { label, score });
+    let filling = (number(), at(), text(), text()).prop_map(|(score, token, token_str, sequence)| Filling {
+        score,
+        token,
+        token_str,
+        sequence,
+    });
+    let entity = (text(), number(), option::of(at()), text(), at(), at())
+        .prop_map(|(entity, score, index, word, start, end)| Entity { entity, score, index, word, start, end });
+    let span =
+        (text(), number(), at(), at()).prop_map(|(answer, score, start, end)| Span { answer, score, start, end });
+    prop_oneof![
+        vec(label, 0..3).prop_map(TaskResult::Labels),
+        vec(vec(filling, 0..3), 0..2).prop_map(TaskResult::Fillings),
+        vec(entity, 0..3).prop_map(TaskResult::Entities),
+        vec(span, 0..3).prop_map(TaskResult::Answers),
+        (vec(at(), 0..3), vec(number(), 0..5)).prop_map(|(shape, values)| TaskResult::Features { shape, values }),
+    ]
+}
+
 fn record() -> impl Strategy<Value = EventRecord> {
     let top = vec((any::<u32>(), ".{0,6}", number()), 0..3);
     let logprob = (number(), top).prop_map(|(logprob, top)| TokenLogprob { logprob, top });
-    let reason = select(&[FinishReason::EndOfText, FinishReason::Stop, FinishReason::Length][..]);
+    let reason =
+        select(&[FinishReason::EndOfText, FinishReason::Stop, FinishReason::Length, FinishReason::Complete][..]);
     let usage = (any::<u32>(), any::<u32>(), 0.0..1e9, 0.0..1e9).prop_map(
         |(prompt_tokens, completion_tokens, prefill_ms, decode_ms)| Usage {
             prompt_tokens,
@@ -149,7 +177,12 @@ fn record() -> impl Strategy<Value = EventRecord> {
         }),
         (any::<u32>(), any::<u32>(), ".{0,8}", option::of(logprob))
             .prop_map(|(index, id, text, logprob)| JobEvent::Token { index, id, text, logprob }),
-        (".{0,8}", reason, usage).prop_map(|(text, reason, usage)| JobEvent::Done { text, reason, usage }),
+        (".{0,8}", vec(result(), 0..3), reason, usage).prop_map(|(text, results, reason, usage)| JobEvent::Done {
+            text,
+            results,
+            reason,
+            usage
+        }),
         error().prop_map(|error| JobEvent::Failed { error }),
         Just(JobEvent::Cancelled),
     ];
@@ -208,6 +241,7 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
         task: Task::TextGeneration,
         input: Input::Chat(vec![message(Role::System, "Be brief."), message(Role::User, "Why?")]),
         generation: Generation { stop: vec!["\n\n".into()], logprobs: Some(2), ..Generation::default() },
+        options: TaskOptions::default(),
         prior: vec![1, 300, 70_000],
         arithmetic: Some(Arithmetic("f32-1".into())),
         deadline_ms: 60_000,
@@ -231,6 +265,14 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
         load: Load { running: 1, queued: 2, capacity: 8 },
     };
     let status = JobStatus { id, model, state: JobState::Running, tokens: 3, peer: Some("12D3".into()), age_ms: 250 };
+    let classify = JobSpec {
+        task: Task::TextClassification,
+        input: Input::File(FileBytes(vec![0, 255])),
+        options: TaskOptions { top_k: Some(5), aggregation: Aggregation::Simple },
+        ..job.clone()
+    };
+    let labels = TaskResult::Labels(vec![Label { label: "joy".into(), score: 0.75 }]);
+    let done = |text: &str, results, reason| JobEvent::Done { text: text.into(), results, reason, usage };
     let event = |number, event| frame::encode(&EventRecord { number, event }).unwrap();
     let request = |request: JobRequest| frame::encode(&request).unwrap();
     let response = |response: JobResponse| frame::encode(&response).unwrap();
@@ -239,6 +281,7 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
     let token = JobEvent::Token { index: 0, id: 9, text: " Paris".into(), logprob: Some(logprob) };
     vec![
         ("request submit", request(JobRequest::Submit(Box::new(job)))),
+        ("request submit a file", request(JobRequest::Submit(Box::new(classify)))),
         ("request status", request(JobRequest::Status(id))),
         ("request cancel", request(JobRequest::Cancel(id))),
         ("request capabilities", request(JobRequest::Capabilities(Box::new(advert.clone())))),
@@ -253,7 +296,8 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
         ("event started", event(1, JobEvent::Started { prompt_tokens: 37, arithmetic: Arithmetic("f32-1".into()) })),
         ("event reading", event(2, JobEvent::Reading { done_tokens: 128, total_tokens: 300 })),
         ("event token", event(2, token)),
-        ("event done", event(3, JobEvent::Done { text: ".".into(), reason: FinishReason::EndOfText, usage })),
+        ("event done", event(3, done(".", Vec::new(), FinishReason::EndOfText))),
+        ("event done with a result", event(3, done("", vec![labels], FinishReason::Complete))),
         ("event failed", event(4, JobEvent::Failed { error })),
         ("event cancelled", event(5, JobEvent::Cancelled)),
         ("output", frame::encode(&OutputRequest { job: id, from: 3 }).unwrap()),

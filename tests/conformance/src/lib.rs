@@ -9,6 +9,7 @@ pub mod command;
 pub mod compare;
 pub mod faults;
 pub mod runtime;
+pub mod task;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;

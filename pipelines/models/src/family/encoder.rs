@@ -8,8 +8,8 @@ use crate::family::decoder::{Batch, NextTokens, logits, logits_matrix, span};
 use crate::layers::norm::Norm;
 use crate::model::{Begun, Inputs, Outputs};
 use crate::rules::Loader;
-use crate::spec::Activation;
 use crate::spec::encoder::{EncoderHead, EncoderSpec, TokensSpec, Whole};
+use crate::spec::{Activation, PositionSpec};
 use crate::stack::{Reading, Stack};
 
 /// An encoder with its weights.
@@ -90,6 +90,14 @@ impl Encoder {
             _ => None,
         };
         Ok(Self { stack, pooler: pooler.zip(spec.pooler), head: spec.head, tokens, dense, layer, second })
+    }
+
+    /// The most positions of a sequence.
+    pub fn context(&self) -> usize {
+        match self.stack.spec().embed.positions {
+            PositionSpec::Learned { rows, first, .. } => rows.saturating_sub(first),
+            _ => usize::MAX,
+        }
     }
 
     /// Answers all that the model's class answers: of `input_ids`, and perhaps `attention_mask` and `token_type_ids`,

@@ -1,0 +1,123 @@
+//! Cases of tasks: what Hugging Face's pipelines answered with a model, in accel's words. `make_task_cases.py` makes
+//! them.
+
+use std::path::{Path, PathBuf};
+
+use accel_protocol::{FileBytes, Input, Task, TaskOptions, TaskResult};
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::case::Case;
+
+/// How far a score may be from the reference's.
+const BOUND: f64 = 1e-4;
+
+/// A model with questions.
+#[derive(Debug)]
+pub struct TaskCase {
+    directory: PathBuf,
+    /// What it is to do.
+    pub task: Task,
+    /// What it is asked.
+    pub questions: Vec<Question>,
+}
+
+/// A question with its answer.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// What is asked.
+    pub input: Input,
+    /// The same as the case has it.
+    pub written: Value,
+    /// How.
+    pub options: TaskOptions,
+    /// What the pipeline answered.
+    pub expected: Vec<TaskResult>,
+}
+
+#[derive(Deserialize)]
+struct Written {
+    task: Task,
+    questions: Vec<WrittenQuestion>,
+}
+
+#[derive(Deserialize)]
+struct WrittenQuestion {
+    input: Value,
+    options: TaskOptions,
+    expected: Vec<TaskResult>,
+}
+
+impl TaskCase {
+    /// Reads a case.
+    ///
+    /// # Errors
+    ///
+    /// When a file is missing or is not in the format.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let text = std::fs::read(directory.join("task.json")).with_context(|| directory.display().to_string())?;
+        let written: Written = serde_json::from_slice(&text).with_context(|| directory.display().to_string())?;
+        let question = |WrittenQuestion { input: written, options, expected }: WrittenQuestion| {
+            // A file is beside the case.
+            let input = match written["file"].as_str() {
+                Some(name) => Input::File(FileBytes(std::fs::read(directory.join(name))?)),
+                None => serde_json::from_value(written.clone())?,
+            };
+            Ok(Question { input, written, options, expected })
+        };
+        let questions = written.questions.into_iter().map(question).collect::<Result<_>>()?;
+        Ok(Self { directory: directory.to_owned(), task: written.task, questions })
+    }
+
+    /// Writes the model as `save_pretrained` does.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be written.
+    pub fn write_model(&self, into: &Path) -> Result<()> {
+        copy(&self.directory, into)?;
+        Case::read(&self.directory)?.write_model(into)
+    }
+}
+
+/// Copies the files of a model: all but those that make it a case.
+fn copy(from: &Path, into: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(from)? {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
+        let target = into.join(&name);
+        if path.is_dir() {
+            std::fs::create_dir(&target)?;
+            copy(&path, &target)?;
+        } else if !["case.json", "task.json", "io.safetensors"].iter().any(|case| name == *case) {
+            std::fs::copy(&path, target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether results are those that were expected.
+///
+/// # Errors
+///
+/// When they are not, saying where.
+pub fn compare(found: &[TaskResult], expected: &[TaskResult]) -> Result<()> {
+    differ(&serde_json::to_value(found)?, &serde_json::to_value(expected)?, "")
+}
+
+fn differ(found: &Value, expected: &Value, place: &str) -> Result<()> {
+    match (found, expected) {
+        (Value::Number(a), Value::Number(b)) => match (a.as_f64(), b.as_f64()) {
+            (Some(a), Some(b)) if (a - b).abs() <= BOUND * b.abs().max(1.0) => Ok(()),
+            _ => bail!("{place}: expected {b}, found {a}"),
+        },
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            a.iter().zip(b).enumerate().try_for_each(|(at, (a, b))| differ(a, b, &format!("{place}/{at}")))
+        }
+        (Value::Object(a), Value::Object(b)) if a.len() == b.len() => {
+            b.iter().try_for_each(|(key, b)| differ(a.get(key).unwrap_or(&Value::Null), b, &format!("{place}/{key}")))
+        }
+        (a, b) if a == b => Ok(()),
+        (a, b) => bail!("{place}: expected {b}, found {a}"),
+    }
+}

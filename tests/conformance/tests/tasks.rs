@@ -1,0 +1,131 @@
+//! Tasks against what `transformers.pipeline` answered, each with a small model.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use accel_backends::files::LocalFiles;
+use accel_conformance::task::{Question, TaskCase, compare};
+use accel_pipelines::{LoadOptions, Pipeline, StepPlan};
+use accel_protocol::{
+    ErrorCode, FileBytes, FinishReason, Generation, Input, JobError, JobEvent, JobId, JobSpec, ModelRef, Task,
+    TaskOptions, TaskResult,
+};
+use anyhow::{Context, Result, bail, ensure};
+
+fn load(name: &str) -> Result<(TaskCase, Box<dyn Pipeline>)> {
+    let case = TaskCase::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tasks").join(name))?;
+    let directory = tempfile::tempdir()?;
+    case.write_model(directory.path())?;
+    let options = LoadOptions { threads: 1, context_tokens: None, memory_bytes: None };
+    let pipeline = accel_pipelines::load(Arc::new(LocalFiles::open(directory.path())?), &options);
+    Ok((case, pipeline.with_context(|| name.to_owned())?))
+}
+
+fn ask(
+    pipeline: &mut dyn Pipeline,
+    task: Task,
+    input: &Input,
+    options: TaskOptions,
+) -> Result<Vec<TaskResult>, JobError> {
+    let model: Result<ModelRef, _> = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy".parse();
+    let spec = JobSpec {
+        id: JobId([7; 16]),
+        model: model.map_err(|error| JobError::new(ErrorCode::Internal, error))?,
+        task,
+        input: input.clone(),
+        generation: Generation::default(),
+        options,
+        prior: Vec::new(),
+        arithmetic: None,
+        deadline_ms: 1,
+    };
+    pipeline.admit(&spec)?;
+    // An input that is read takes a step, and there are never more inputs than texts.
+    for _ in 0..64 {
+        let mut last = None;
+        pipeline.step(&StepPlan { work: vec![(spec.id, 128)] }, &mut |_, event| last = Some(event));
+        match last {
+            Some(JobEvent::Done { results, reason: FinishReason::Complete, .. }) => return Ok(results),
+            Some(JobEvent::Failed { error }) => return Err(error),
+            _ => {}
+        }
+    }
+    Err(JobError::new(ErrorCode::Internal, "no end"))
+}
+
+fn answers_as_the_pipeline(name: &str) -> Result<()> {
+    let (case, mut pipeline) = load(name)?;
+    ensure!(!case.questions.is_empty());
+    for Question { input, written, options, expected } in &case.questions {
+        let found = ask(&mut *pipeline, case.task, input, *options)?;
+        compare(&found, expected).with_context(|| format!("{name}: {written} {options:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn texts_get_labels() -> Result<()> {
+    answers_as_the_pipeline("text-classification")
+}
+
+#[test]
+fn texts_get_labels_of_a_decoder_each_for_itself() -> Result<()> {
+    answers_as_the_pipeline("text-classification-decoder")
+}
+
+#[test]
+fn parts_of_texts_get_labels_however_they_are_put_together() -> Result<()> {
+    answers_as_the_pipeline("token-classification")
+}
+
+#[test]
+fn questions_are_answered_also_from_texts_over_a_window() -> Result<()> {
+    answers_as_the_pipeline("question-answering")
+}
+
+#[test]
+fn masks_are_filled() -> Result<()> {
+    answers_as_the_pipeline("fill-mask")
+}
+
+#[test]
+fn tokens_have_features() -> Result<()> {
+    answers_as_the_pipeline("feature-extraction")
+}
+
+#[test]
+fn texts_become_vectors() -> Result<()> {
+    answers_as_the_pipeline("embedding")
+}
+
+#[test]
+fn pictures_get_labels() -> Result<()> {
+    answers_as_the_pipeline("image-classification")
+}
+
+/// What is asked wrongly is refused in words, and the next job is answered as ever.
+#[test]
+fn wrong_questions_are_refused() -> Result<()> {
+    let refused = |name: &str, task, input: Input, code, words: &str| {
+        let (case, mut pipeline) = load(name)?;
+        let Err(error) = ask(&mut *pipeline, task, &input, TaskOptions::default()) else {
+            bail!("{name}: {input:?} was answered")
+        };
+        ensure!(error.code == code && error.message.contains(words), "{error:?}");
+        let Some(Question { input, options, expected, .. }) = case.questions.first() else { bail!("no question") };
+        compare(&ask(&mut *pipeline, case.task, input, *options)?, expected)
+    };
+    let text = |text: &str| Input::Text(text.to_owned());
+    let invalid = ErrorCode::InvalidRequest;
+    refused("fill-mask", Task::Embedding, text("x"), ErrorCode::Unsupported, "does fill-mask, not embedding")?;
+    refused("fill-mask", Task::FillMask, text("no mask"), invalid, "[MASK]")?;
+    refused("question-answering", Task::QuestionAnswering, text("who?"), invalid, "a question with a text")?;
+    let long = "tea ".repeat(200);
+    refused("text-classification", Task::TextClassification, text(&long), ErrorCode::ContextLength, "128")?;
+    let question = Input::Pair(long, "tea".to_owned());
+    refused("question-answering", Task::QuestionAnswering, question, invalid, "the text")?;
+    let file = Input::File(FileBytes(b"no picture".to_vec()));
+    refused("image-classification", Task::ImageClassification, file.clone(), invalid, "picture")?;
+    refused("feature-extraction", Task::Embedding, file, invalid, "a text, or several")?;
+    refused("image-classification", Task::ImageClassification, text("cat.png"), invalid, "a file of a picture")
+}

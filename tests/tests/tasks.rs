@@ -1,0 +1,148 @@
+//! Tasks as jobs of a swarm: a node that has the model asks one that fetches it, and says what one process says.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use accel_conformance::task::{Question, TaskCase, compare};
+use accel_node::process::NodeProcess;
+use accel_protocol::{Aggregation, Input, ModelRef, Task, TaskResult};
+use accel_tests::cluster::{Cluster, import, installed};
+use accel_tests::command::CommandLine;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+/// A swarm of two, of which the first has a model of that name and runs no jobs.
+async fn swarm(cluster: &Cluster, name: &str) -> Result<(TaskCase, ModelRef, NodeProcess, NodeProcess)> {
+    let case = TaskCase::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tasks").join(name))?;
+    let directory = cluster.directory(&format!("{name}-model"))?;
+    case.write_model(&directory)?;
+    let client = cluster.start(&format!("{name}-client"), false, &[]).await?;
+    let model = import(&client, directory).await?;
+    let worker = cluster.start(&format!("{name}-worker"), true, &[&client]).await?;
+    Ok((case, model, client, worker))
+}
+
+fn arguments<'a>(question: &'a Question, task: Task, picture: &'a str) -> Vec<String> {
+    let mut arguments = match &question.input {
+        Input::Text(text) => vec![text.clone()],
+        Input::Pair(first, second) => vec![first.clone(), "--context".into(), second.clone()],
+        _ => vec![picture.to_owned()],
+    };
+    arguments.extend(["--task".into(), task.name().to_owned()]);
+    if let Some(count) = question.options.top_k {
+        arguments.extend(["--top-k".into(), count.to_string()]);
+    }
+    if question.options.aggregation != Aggregation::None {
+        let name = format!("{:?}", question.options.aggregation).to_lowercase();
+        arguments.extend(["--aggregation".into(), name]);
+    }
+    arguments
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_task_is_answered_through_two_processes_as_in_one() -> Result<()> {
+    let names = [
+        "text-classification",
+        "token-classification",
+        "question-answering",
+        "fill-mask",
+        "feature-extraction",
+        "embedding",
+        "image-classification",
+    ];
+    let cluster = Cluster::new()?;
+    for name in names {
+        let (case, model, client, worker) = swarm(&cluster, name).await?;
+        let command = CommandLine::new(&cluster, &cluster.path(&format!("{name}-client")));
+        let picture = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tasks").join(name).join("picture.png");
+        let picture = picture.to_str().context("a path in UTF-8")?;
+        let single = |question: &&Question| !matches!(question.input, Input::Texts(_));
+        // Where all questions have several texts, the first of them is asked alone.
+        let first = case.questions.first().context("no question")?;
+        let alone = match &first.input {
+            Input::Texts(texts) => Question {
+                input: Input::Text(texts[0].clone()),
+                expected: first.expected[..1].to_vec(),
+                ..first.clone()
+            },
+            _ => first.clone(),
+        };
+        for question in case.questions.iter().filter(single).chain([&alone]) {
+            let model = model.to_string();
+            let asked = arguments(question, case.task, picture);
+            let all: Vec<&str> =
+                ["--json", "run", &model].into_iter().chain(asked.iter().map(String::as_str)).collect();
+            let ran = command.run(&all).await?;
+            let answer = ran.json()?;
+            let results: Vec<TaskResult> =
+                serde_json::from_value(answer["results"].clone()).with_context(|| format!("{asked:?}: {ran:?}"))?;
+            compare(&results, &question.expected).with_context(|| format!("{name}: {asked:?}"))?;
+            ensure!(answer["answered_by"] == worker.peer(), "{answer}");
+        }
+        // What people see of it.
+        let model = model.to_string();
+        let asked = arguments(&alone, case.task, picture);
+        let all: Vec<&str> = ["run", &model].into_iter().chain(asked.iter().map(String::as_str)).collect();
+        let seen = command.run(&all).await?;
+        ensure!(seen.data()?.lines().count() >= 1, "{seen:?}");
+        worker.stop().await?;
+        client.stop().await?;
+    }
+    Ok(())
+}
+
+/// OpenAI's own client, of which only address and key were changed.
+const CLIENT: &str = "
+import json, sys
+from openai import OpenAI
+address, key, model, texts = json.load(sys.stdin)
+client = OpenAI(base_url=f'http://{address}/v1', api_key=key)
+asked = {'texts': texts, 'text': texts[0]}
+found = {name: client.embeddings.create(model=model, input=value) for name, value in asked.items()}
+floats = client.embeddings.create(model=model, input=texts, encoding_format='float')
+assert [one.embedding for one in floats.data] == [one.embedding for one in found['texts'].data]
+try:
+    client.embeddings.create(model=model, input=texts, dimensions=7)
+    refused = None
+except Exception as error:
+    refused = [error.status_code, error.body['message']]
+answers = {name: [one.embedding for one in answer.data] for name, answer in found.items()}
+json.dump([answers, found['texts'].usage.prompt_tokens, refused], sys.stdout)
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_of_openai_gets_embeddings() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let (case, model, client, worker) = swarm(&cluster, "embedding").await?;
+    let access: Value = serde_json::from_slice(&std::fs::read(cluster.path("embedding-client/api.json"))?)?;
+    let texts = case.questions.iter().filter_map(|question| match &question.input {
+        Input::Text(text) => Some(text.as_str()),
+        _ => None,
+    });
+    let texts: Vec<&str> = texts.collect();
+    let given = serde_json::to_vec(&(&access["address"], &access["token"], &model, &texts))?;
+    let mut child = tokio::process::Command::new(installed("ACCEL_TEST_PYTHON")?)
+        .args(["-c", CLIENT])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut stdin = child.stdin.take().context("no standard input")?;
+    tokio::io::AsyncWriteExt::write_all(&mut stdin, &given).await?;
+    drop(stdin);
+    let output = child.wait_with_output().await?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (answers, tokens, refused): (Value, u32, Option<(u16, String)>) = serde_json::from_slice(&output.stdout)?;
+    ensure!(tokens > 0);
+    ensure!(refused.is_some_and(|(status, words)| status == 400 && words.contains("vectors of 32")));
+    let expected: Vec<TaskResult> = case.questions.iter().flat_map(|question| question.expected.clone()).collect();
+    let vectors: Vec<Vec<f32>> = serde_json::from_value(answers["texts"].clone())?;
+    let result = |values: Vec<f32>| TaskResult::Features { shape: vec![values.len() as u32], values };
+    compare(&vectors.into_iter().map(result).collect::<Vec<_>>(), &expected)?;
+    let vectors: Vec<Vec<f32>> = serde_json::from_value(answers["text"].clone())?;
+    compare(&vectors.into_iter().map(result).collect::<Vec<_>>(), &expected[..1])?;
+    worker.stop().await?;
+    client.stop().await?;
+    Ok(())
+}
