@@ -142,6 +142,7 @@ pub const ALL: &[&Arch] = &[
     &decoder::phi::ARCH,
     &decoder::rwkv::ARCH,
     &encoder::bert::ARCH,
+    &encoder::deberta_v2::ARCH,
     &encoder::dpr::ARCH,
     &encoder_decoder::bart::ARCH,
     &encoder_decoder::switch_transformers::ARCH,

@@ -130,6 +130,35 @@ pub struct EmbedSpec {
     pub types: TypeSpec,
     /// The norm of the sum.
     pub norm: Option<NormSpec>,
+    /// Where the norm is, if there is a linear layer.
+    pub projection: ProjectionSpec,
+    /// Whether padding's states are put to 0.
+    pub blank_padding: bool,
+    /// What neighbours add to what the first layer gives.
+    pub ngrams: Option<NgramSpec>,
+}
+
+/// The linear layer from embeddings to states.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProjectionSpec {
+    /// After the norm, with a bias.
+    #[default]
+    AfterNorm,
+    /// Before the norm, without a bias.
+    BeforeNorm,
+}
+
+/// A convolution of the first layer's input, which is added to what that layer gives (<https://arxiv.org/abs/2006.03654>).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NgramSpec {
+    /// How many neighbours it sees, the token itself among them.
+    pub taps: usize,
+    /// Channels are split into so many groups.
+    pub groups: usize,
+    /// What follows.
+    pub activation: Activation,
+    /// The norm of the sum.
+    pub norm: NormSpec,
 }
 
 impl EmbedSpec {
@@ -140,7 +169,17 @@ impl EmbedSpec {
 
     /// A table alone.
     pub fn plain(vocabulary: usize, width: usize) -> Self {
-        Self { vocabulary, width, scale: 1.0, positions: PositionSpec::None, types: TypeSpec::None, norm: None }
+        Self {
+            vocabulary,
+            width,
+            scale: 1.0,
+            positions: PositionSpec::None,
+            types: TypeSpec::None,
+            norm: None,
+            projection: ProjectionSpec::AfterNorm,
+            blank_padding: false,
+            ngrams: None,
+        }
     }
 }
 
@@ -210,6 +249,19 @@ pub enum BiasSpec {
         /// Distances from here on share the last bucket.
         largest: usize,
     },
+    /// Not a number but a learned vector of each distance, which layers multiply with their own queries and keys.
+    Vectors(DistancesSpec),
+}
+
+/// Learned vectors of distances.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DistancesSpec {
+    /// Half of the vectors; those beyond them share the outermost.
+    pub reach: usize,
+    /// Half of either side is one distance each; the others are longer and longer ones, up to this. None where all are one.
+    pub largest: Option<usize>,
+    /// The norm of the vectors.
+    pub norm: Option<NormSpec>,
 }
 
 /// A layer.
@@ -373,17 +425,43 @@ pub struct AttentionSpec {
     pub clip: Option<f32>,
     /// Elements of what keys and values are made from, where it is not the state itself.
     pub source: Option<usize>,
-    /// A learned vector of each distance, whose product with the query is added to the score.
+    /// Learned vectors of distances, whose products with queries are added to the scores.
     pub relative: Option<RelativeSpec>,
+    /// Whether padding sees all tokens alike, padding too, instead of those that are none.
+    pub blind_padding: bool,
 }
 
-/// Vectors of distances (<https://arxiv.org/abs/1803.02155>).
+/// Vectors of distances that attention multiplies with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RelativeSpec {
-    /// Distances are below it, either way.
-    pub reach: usize,
-    /// Whether the product with the key is added too.
-    pub of_keys: bool,
+pub enum RelativeSpec {
+    /// A table of the layer's own, with one vector for all heads (<https://arxiv.org/abs/1803.02155>).
+    Own {
+        /// Distances are below it, either way.
+        reach: usize,
+        /// Whether the product with the key is added too.
+        of_keys: bool,
+    },
+    /// The stack's, of which the layer makes what it makes of tokens (<https://arxiv.org/abs/2006.03654>).
+    Shared {
+        /// Keys, which queries are multiplied with.
+        keys: ProjectedSpec,
+        /// Queries, which keys are multiplied with.
+        queries: ProjectedSpec,
+    },
+}
+
+/// What a layer makes of vectors of distances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProjectedSpec {
+    /// Nothing.
+    No,
+    /// The same that it makes of tokens.
+    AsTokens,
+    /// Something by a matrix of its own.
+    Apart {
+        /// Elements of a vector.
+        hidden: usize,
+    },
 }
 
 impl AttentionSpec {
@@ -406,6 +484,7 @@ impl AttentionSpec {
             clip: None,
             source: None,
             relative: None,
+            blind_padding: false,
         }
     }
 

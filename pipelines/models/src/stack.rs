@@ -11,17 +11,20 @@ use crate::ModelError;
 use crate::cache::{LayerState, Row, State};
 use crate::layers::attention::{Attention, Pass, Source};
 use crate::layers::bias::Bias;
+use crate::layers::carry::without_padding;
 use crate::layers::embed::{Embed, Tokens};
 use crate::layers::latent::Latent;
 use crate::layers::mamba::Mamba;
 use crate::layers::mamba2::Mamba2;
 use crate::layers::mlp::Mlp;
 use crate::layers::moe::{Experts, Moe};
+use crate::layers::ngrams::Ngrams;
 use crate::layers::norm::Norm;
+use crate::layers::relative::Distances;
 use crate::layers::rope::Rope;
 use crate::layers::rwkv::{ChannelMix, TimeMix};
 use crate::rules::Loader;
-use crate::spec::{FfnSpec, LayerSpec, MixerSpec, ResidualSpec, StackSpec};
+use crate::spec::{BiasSpec, FfnSpec, LayerSpec, MixerSpec, ResidualSpec, StackSpec};
 
 /// A stack with its weights.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub struct Stack {
     embed: Embed,
     ropes: Vec<Rope>,
     bias: Bias,
+    distances: Option<Distances>,
+    ngrams: Option<Ngrams>,
     layers: Vec<Layer>,
     final_norm: Option<Norm>,
 }
@@ -104,11 +109,16 @@ impl Stack {
         let embed = Embed::load(loader, &spec.embed, spec.hidden, shared)?;
         let ropes = spec.ropes.iter().map(|rope| Rope::load(loader, rope)).collect::<Result<_, _>>()?;
         let bias = Bias::load(loader, &spec.bias)?;
+        let distances = match &spec.bias {
+            BiasSpec::Vectors(distances) => Some(Distances::load(loader, distances, spec.hidden)?),
+            _ => None,
+        };
+        let ngrams = spec.embed.ngrams.as_ref().map(|ngrams| Ngrams::load(loader, ngrams, spec.hidden)).transpose()?;
         let layers = spec.layers.iter().enumerate();
         let layers = layers.map(|(number, layer)| Layer::load(loader, number, layer, spec.hidden));
         let layers = layers.collect::<Result<_, _>>()?;
         let final_norm = Norm::load_optional(loader, "final_norm", spec.final_norm.as_ref(), spec.hidden)?;
-        Ok(Self { spec, embed, ropes, bias, layers, final_norm })
+        Ok(Self { spec, embed, ropes, bias, distances, ngrams, layers, final_norm })
     }
 
     /// What makes states of tokens.
@@ -159,9 +169,13 @@ impl Stack {
             absent: &absent,
             angles: &angles,
             bias: &bias,
+            distances: self.distances.as_ref(),
             source: reading.source,
         };
         let mut x = x;
+        if self.spec.embed.blank_padding && range.start == 0 {
+            x = without_padding(&x, &pass).map_err(ModelError::at("embed"))?;
+        }
         for number in range {
             let missing = || ModelError::State {
                 place: "layers",
@@ -173,7 +187,11 @@ impl Stack {
                 Some(state) => Some(state.layer(number).ok_or_else(missing)?),
                 None => None,
             };
-            x = layer.forward(x, &pass, state)?;
+            let made = layer.forward(x.clone(), &pass, state)?;
+            x = match self.ngrams.as_ref().filter(|_| number == 0) {
+                Some(ngrams) => ngrams.forward(&x, &made, &pass)?,
+                None => made,
+            };
         }
         Ok(x)
     }

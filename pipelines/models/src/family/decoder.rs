@@ -160,7 +160,7 @@ impl Decoder {
         let hidden = stack.spec().hidden;
         let matrix = match &spec.head {
             HeadSpec::States => None,
-            HeadSpec::NextToken(logits) => Some(logits_matrix(loader, &stack, logits)?),
+            HeadSpec::NextToken(logits) => Some(logits_matrix(loader, &stack, logits, hidden)?),
             HeadSpec::SequenceLabels { labels, .. } => Some(loader.linear("head.labels", *labels, hidden, false)?),
             HeadSpec::TokenLabels { labels } => Some(loader.linear("head.token_labels", *labels, hidden, true)?),
             HeadSpec::Span => Some(loader.linear("head.span", 2, hidden, true)?),
@@ -347,15 +347,20 @@ impl Decoder {
     }
 }
 
-/// The matrix that makes logits: the table of embeddings, or one of its own.
+/// The matrix that makes logits of `inputs` elements: the table of embeddings, or one of its own.
 ///
 /// # Errors
 ///
 /// When its weights cannot be read.
-pub fn logits_matrix(loader: &Loader<'_>, stack: &Stack, spec: &LogitsSpec) -> Result<Linear, ModelError> {
-    let (vocabulary, hidden) = (stack.spec().embed.vocabulary, stack.spec().hidden);
+pub fn logits_matrix(
+    loader: &Loader<'_>,
+    stack: &Stack,
+    spec: &LogitsSpec,
+    inputs: usize,
+) -> Result<Linear, ModelError> {
+    let vocabulary = stack.spec().embed.vocabulary;
     if !spec.tied {
-        return loader.linear("head.next_token", vocabulary, hidden, spec.bias);
+        return loader.linear("head.next_token", vocabulary, inputs, spec.bias);
     }
     let bias = spec.bias.then(|| loader.tensor("head.next_token.bias", &[vocabulary])).transpose()?;
     Ok(Linear { weight: stack.embedding().table().clone(), bias })

@@ -38,7 +38,9 @@ impl Tokens {
             let layer = loader.linear("head.transform", width, hidden, true)?;
             Ok::<_, ModelError>((layer, Norm::load(loader, "head.transform_norm", norm, width)?))
         });
-        let (transform, matrix) = (transform.transpose()?, logits_matrix(loader, stack, &spec.logits)?);
+        let transform = transform.transpose()?;
+        let inputs = if transform.is_some() { width } else { hidden };
+        let matrix = logits_matrix(loader, stack, &spec.logits, inputs)?;
         Ok(Self { spec: spec.clone(), transform, matrix })
     }
 

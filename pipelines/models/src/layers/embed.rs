@@ -6,7 +6,7 @@ use crate::ModelError;
 use crate::cache::Row;
 use crate::layers::norm::Norm;
 use crate::rules::Loader;
-use crate::spec::{EmbedSpec, PositionSpec, SinusoidLayout, TypeSpec};
+use crate::spec::{EmbedSpec, PositionSpec, ProjectionSpec, SinusoidLayout, TypeSpec};
 
 /// Tables of embeddings with their weights.
 #[derive(Debug)]
@@ -55,9 +55,11 @@ impl Embed {
             TypeSpec::Table(types) => Some(loader.weight("types", &[types, spec.width])?),
             TypeSpec::None | TypeSpec::Tokens => None,
         };
-        let norm = Norm::load_optional(loader, "embed_norm", spec.norm.as_ref(), spec.width)?;
+        let after = spec.projection == ProjectionSpec::AfterNorm;
+        let norm_width = if after { spec.width } else { hidden };
+        let norm = Norm::load_optional(loader, "embed_norm", spec.norm.as_ref(), norm_width)?;
         let projection =
-            (spec.width != hidden).then(|| loader.linear("embed_projection", hidden, spec.width, true)).transpose()?;
+            (spec.width != hidden).then(|| loader.linear("embed_projection", hidden, spec.width, after)).transpose()?;
         Ok(Self { spec: spec.clone(), table, positions, types, norm, projection })
     }
 
@@ -109,13 +111,14 @@ impl Embed {
             Ok::<_, TensorError>(x)
         };
         let x = add().map_err(ModelError::at("embed"))?;
-        let x = match &self.norm {
-            Some(norm) => norm.forward(&x)?,
-            None => x,
-        };
-        match &self.projection {
+        let normed = |x: Tensor| self.norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x));
+        let projected = |x: Tensor| match &self.projection {
             Some(projection) => x.linear(projection).map_err(ModelError::at("embed_projection")),
             None => Ok(x),
+        };
+        match self.spec.projection {
+            ProjectionSpec::AfterNorm => projected(normed(x)?),
+            ProjectionSpec::BeforeNorm => normed(projected(x)?),
         }
     }
 

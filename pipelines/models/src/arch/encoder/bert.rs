@@ -80,8 +80,8 @@ pub(super) fn stack(config: &Config) -> Result<StackSpec, ModelError> {
     let kind = config.optional_text("position_embedding_type")?.unwrap_or_else(|| "absolute".into());
     let relative = match kind.as_str() {
         "absolute" => None,
-        "relative_key" => Some(RelativeSpec { reach: rows, of_keys: false }),
-        "relative_key_query" => Some(RelativeSpec { reach: rows, of_keys: true }),
+        "relative_key" => Some(RelativeSpec::Own { reach: rows, of_keys: false }),
+        "relative_key_query" => Some(RelativeSpec::Own { reach: rows, of_keys: true }),
         _ => {
             let supported = "absolute, relative_key, relative_key_query".into();
             let what = config.path("position_embedding_type");
