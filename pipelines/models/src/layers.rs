@@ -4,6 +4,7 @@ pub mod attend;
 pub mod attention;
 pub mod bias;
 pub mod carry;
+pub mod connector;
 pub mod conv;
 pub mod convolution;
 pub mod embed;

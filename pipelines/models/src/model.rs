@@ -11,6 +11,7 @@ use crate::family::dit::Dit;
 use crate::family::dual_encoder::DualEncoder;
 use crate::family::encoder::Encoder;
 use crate::family::encoder_decoder::EncoderDecoder;
+use crate::family::multimodal::Multimodal;
 use crate::family::unet::Unet;
 use crate::family::vae::Vae;
 use crate::family::vision::Vision;
@@ -142,6 +143,8 @@ pub enum Model {
     DualEncoder(Box<DualEncoder>),
     /// Models that write about images.
     VisionLanguage(Box<VisionLanguage>),
+    /// Decoders of text that read images among their tokens.
+    Multimodal(Box<Multimodal>),
 }
 
 /// Sequences in the making.
@@ -172,6 +175,7 @@ impl Model {
             Spec::Vision(spec) => Self::Vision(Box::new(Vision::load(loader, *spec)?)),
             Spec::DualEncoder(spec) => Self::DualEncoder(Box::new(DualEncoder::load(loader, &spec)?)),
             Spec::VisionLanguage(spec) => Self::VisionLanguage(Box::new(VisionLanguage::load(loader, &spec)?)),
+            Spec::Multimodal(spec) => Self::Multimodal(Box::new(Multimodal::load(loader, *spec)?)),
         })
     }
 
@@ -191,6 +195,7 @@ impl Model {
             Self::Vision(model) => model.answer(inputs),
             Self::DualEncoder(model) => model.answer(inputs),
             Self::VisionLanguage(model) => model.answer(inputs),
+            Self::Multimodal(model) => model.answer(inputs),
         }
     }
 
@@ -205,6 +210,7 @@ impl Model {
             Self::Encoder(model) => model.begin(inputs),
             Self::EncoderDecoder(model) => model.begin(inputs),
             Self::VisionLanguage(model) => model.begin(inputs),
+            Self::Multimodal(model) => model.begin(inputs),
             _ => Err(ModelError::no_generation()),
         }
     }
@@ -220,6 +226,7 @@ impl Model {
             Self::Encoder(model) => model.next(tokens, state),
             Self::EncoderDecoder(model) => model.next(tokens, state),
             Self::VisionLanguage(model) => model.next(tokens, state),
+            Self::Multimodal(model) => model.next(tokens, state),
             _ => Err(ModelError::no_generation()),
         }
     }

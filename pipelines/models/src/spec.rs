@@ -4,6 +4,7 @@ pub mod dit;
 pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
+pub mod multimodal;
 mod state_space;
 pub mod unet;
 pub mod vae;
@@ -13,9 +14,11 @@ pub mod vision_language;
 pub use accel_backends::tensor::{Activation, NormKind, RopeStyle};
 pub use state_space::{ChannelMixSpec, Mamba2Spec, MambaSpec, TimeMixSpec};
 
+use crate::rules::Rules;
 use dual_encoder::DualEncoderSpec;
 use encoder::EncoderSpec;
 use encoder_decoder::EncoderDecoderSpec;
+use multimodal::MultimodalSpec;
 use vision::VisionSpec;
 use vision_language::VisionLanguageSpec;
 
@@ -40,6 +43,17 @@ pub enum Spec {
     DualEncoder(Box<DualEncoderSpec>),
     /// A model that writes about images.
     VisionLanguage(Box<VisionLanguageSpec>),
+    /// A decoder of text that reads images among its tokens.
+    Multimodal(Box<MultimodalSpec>),
+}
+
+/// A model that is part of another.
+#[derive(Clone, Debug)]
+pub struct PartSpec<S> {
+    /// What it is made of.
+    pub spec: S,
+    /// Where its weights lie: the first of these whose base the file has.
+    pub rules: Vec<Rules>,
 }
 
 /// A decoder of text.
@@ -636,6 +650,20 @@ pub struct RopeSpec {
     pub style: RopeStyle,
     /// How frequencies are stretched.
     pub scaling: RopeScaling,
+    /// What positions are.
+    pub axes: RopeAxes,
+}
+
+/// What the positions are that turn queries and keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RopeAxes {
+    /// One number: how many tokens came before.
+    One,
+    /// A number on each axis of a place, each of which so many frequencies belong to, the fastest to the first
+    /// (<https://arxiv.org/abs/2409.12191>).
+    Split(Vec<usize>),
+    /// A number on each of so many axes, each of which has all frequencies of its part of the head.
+    Each(usize),
 }
 
 /// How frequencies are stretched for longer contexts.

@@ -12,7 +12,7 @@ use crate::cache::{LayerState, Row, State};
 use crate::layers::attention::{Attention, Pass, Source};
 use crate::layers::bias::Bias;
 use crate::layers::carry::without_padding;
-use crate::layers::embed::{Embed, Tokens};
+use crate::layers::embed::{Embed, Spliced, Tokens};
 use crate::layers::latent::Latent;
 use crate::layers::mamba::Mamba;
 use crate::layers::mamba2::Mamba2;
@@ -21,7 +21,7 @@ use crate::layers::moe::{Experts, Moe};
 use crate::layers::ngrams::Ngrams;
 use crate::layers::norm::Norm;
 use crate::layers::relative::Distances;
-use crate::layers::rope::Rope;
+use crate::layers::rope::{Place, Rope};
 use crate::layers::rwkv::{ChannelMix, TimeMix};
 use crate::rules::Loader;
 use crate::spec::{BiasSpec, FfnSpec, LayerSpec, MixerSpec, ResidualSpec, StackSpec};
@@ -137,7 +137,21 @@ impl Stack {
     ///
     /// When a token is not in the vocabulary.
     pub fn embed(&self, tokens: Tokens<'_>, rows: &[Row]) -> Result<Tensor, ModelError> {
-        self.embed.forward(tokens, rows)
+        self.embed.forward(tokens, rows, None)
+    }
+
+    /// The same with other states in place of some tokens'.
+    ///
+    /// # Errors
+    ///
+    /// When a token or a position is in no table.
+    pub fn embed_spliced(
+        &self,
+        tokens: Tokens<'_>,
+        rows: &[Row],
+        spliced: Option<&Spliced>,
+    ) -> Result<Tensor, ModelError> {
+        self.embed.forward(tokens, rows, spliced)
     }
 
     /// A range of layers. x: `[tokens, hidden]`, the tokens of all rows one after the other, to the same shape. With a
@@ -151,12 +165,30 @@ impl Stack {
         range: Range<usize>,
         x: Tensor,
         reading: &Reading<'_>,
+        state: Option<&mut State>,
+    ) -> Result<Tensor, ModelError> {
+        let places = state.as_ref().and_then(|state| state.places(reading.rows));
+        self.placed_layers(range, x, reading, places.as_deref(), state)
+    }
+
+    /// The same for tokens that are at these places, one row after the other.
+    ///
+    /// # Errors
+    ///
+    /// When the rows do not fit `x` or the state.
+    pub fn placed_layers(
+        &self,
+        range: Range<usize>,
+        x: Tensor,
+        reading: &Reading<'_>,
+        places: Option<&[Place]>,
         mut state: Option<&mut State>,
     ) -> Result<Tensor, ModelError> {
         let engine = x.engine().clone();
         let rows = reading.rows;
         let styles = self.spec.ropes.iter().map(|rope| rope.style);
-        let angles = self.ropes.iter().zip(styles).map(|(rope, style)| Ok((rope.angles(&engine, rows)?, style)));
+        let angles =
+            self.ropes.iter().zip(styles).map(|(rope, style)| Ok((rope.angles(&engine, rows, places)?, style)));
         let angles = angles.collect::<Result<Vec<_>, ModelError>>()?;
         let bias = self.bias.of(&engine, rows, self.spec.causal)?;
         let absent: Vec<_> = match &state {

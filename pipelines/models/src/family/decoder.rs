@@ -4,7 +4,7 @@ use accel_backends::tensor::{Engine, Linear, Tensor, TensorError};
 
 use crate::ModelError;
 use crate::cache::{Row, State};
-use crate::layers::embed::Tokens;
+use crate::layers::embed::{Spliced, Tokens};
 use crate::layers::moe::Experts;
 use crate::model::{Begun, Inputs, Outputs};
 use crate::rules::Loader;
@@ -173,6 +173,11 @@ impl Decoder {
         self.context
     }
 
+    /// Elements of a token's state.
+    pub fn hidden(&self) -> usize {
+        self.stack.spec().hidden
+    }
+
     /// Tokens in the vocabulary.
     pub fn vocabulary(&self) -> usize {
         self.stack.spec().embed.vocabulary
@@ -211,7 +216,7 @@ impl Decoder {
     ) -> Result<Option<Tensor>, ModelError> {
         let known: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
         let ids = Tensor::whole(engine, known.clone(), &[ids.len()]).map_err(ModelError::at("tokens"))?;
-        self.read(Tokens { ids: &ids, known: &known, types: None }, rows, wanted, state)
+        self.read(Tokens { ids: &ids, known: &known, types: None }, rows, wanted, state, None)
     }
 
     fn read(
@@ -220,13 +225,14 @@ impl Decoder {
         rows: &[Row],
         wanted: &[usize],
         state: &mut State,
+        spliced: Option<&Spliced>,
     ) -> Result<Option<Tensor>, ModelError> {
         let count: usize = rows.iter().map(|row| row.len).sum();
         if count != tokens.known.len() || count == 0 {
             let expected = format!("{count} tokens, and at least one");
             return Err(ModelError::State { place: "rows", expected, found: tokens.known.len().to_string() });
         }
-        let x = self.embed(tokens, rows)?;
+        let x = self.stack.embed_spliced(tokens, rows, spliced)?;
         let x = self.layers(0..self.stack.spec().layers.len(), x, rows, state)?;
         state.advance(rows);
         if wanted.is_empty() {
@@ -295,15 +301,29 @@ impl Decoder {
     pub fn answer(&self, inputs: &Inputs) -> Result<Outputs, ModelError> {
         inputs.only(&["input_ids", "attention_mask", "token_type_ids"])?;
         let batch = Batch::of(inputs, "input_ids", "attention_mask")?.with_types(inputs, "token_type_ids")?;
-        let (rows, mut state) = (batch.rows(), self.state());
+        self.answer_batch(&batch, &mut self.state(), None)
+    }
+
+    /// The same of a batch that is read anew into a state, with other states in place of some tokens'.
+    ///
+    /// # Errors
+    ///
+    /// When the batch does not fit.
+    pub fn answer_batch(
+        &self,
+        batch: &Batch,
+        state: &mut State,
+        spliced: Option<&Spliced>,
+    ) -> Result<Outputs, ModelError> {
+        let rows = batch.rows();
         for (slot, absent) in batch.absent.iter().enumerate() {
             state.hide(slot, absent.clone());
         }
         let wanted = match self.head {
-            HeadSpec::SequenceLabels { padding, .. } => last_tokens(&batch, padding),
+            HeadSpec::SequenceLabels { padding, .. } => last_tokens(batch, padding),
             _ => (0..batch.known.len()).collect(),
         };
-        let Some(x) = self.read(batch.tokens(), &rows, &wanted, &mut state)? else { return Ok(Vec::new()) };
+        let Some(x) = self.read(batch.tokens(), &rows, &wanted, state, spliced)? else { return Ok(Vec::new()) };
         let named = || -> Result<Outputs, TensorError> {
             Ok(match &self.head {
                 HeadSpec::States => vec![("last_hidden_state".into(), batch.apart(&x)?)],
@@ -321,15 +341,24 @@ impl Decoder {
     ///
     /// When the model does not generate, or the input is missing.
     pub fn begin(&self, inputs: &Inputs) -> Result<Begun, ModelError> {
+        let batch = Batch::of(inputs, "input_ids", "attention_mask")?.with_types(inputs, "token_type_ids")?;
+        let mut begun = self.begin_batch(&batch, self.state(), None)?;
+        batch.keep_types(inputs, &mut begun.state)?;
+        Ok(begun)
+    }
+
+    /// The same of a batch that is read anew into a state, with other states in place of some tokens'.
+    ///
+    /// # Errors
+    ///
+    /// When the model does not generate, or the batch does not fit.
+    pub fn begin_batch(&self, batch: &Batch, mut state: State, spliced: Option<&Spliced>) -> Result<Begun, ModelError> {
         if !matches!(self.head, HeadSpec::NextToken(_)) {
             return Err(ModelError::no_generation());
         }
-        let batch = Batch::of(inputs, "input_ids", "attention_mask")?.with_types(inputs, "token_type_ids")?;
-        let mut state = self.state();
-        let wanted: Vec<usize> = (1..=batch.sequences).map(|row| row * batch.length - 1).collect();
-        let logits = self.read(batch.tokens(), &batch.rows(), &wanted, &mut state)?;
+        let wanted: Vec<usize> = (1..=batch.sequences).map(|row| (row * batch.length).saturating_sub(1)).collect();
+        let logits = self.read(batch.tokens(), &batch.rows(), &wanted, &mut state, spliced)?;
         let logits = logits.ok_or_else(ModelError::no_generation)?;
-        batch.keep_types(inputs, &mut state)?;
         Ok(Begun { state, sequences: batch.sequences_of_tokens(), logits })
     }
 
@@ -342,7 +371,7 @@ impl Decoder {
         let next = NextTokens::new(self.stack.embedding().table().engine(), tokens, state)?;
         let wanted: Vec<usize> = (0..tokens.len()).collect();
         let rows = state.next_rows();
-        let logits = self.read(next.tokens(), &rows, &wanted, state)?;
+        let logits = self.read(next.tokens(), &rows, &wanted, state, None)?;
         logits.ok_or_else(ModelError::no_generation)
     }
 }

@@ -30,6 +30,29 @@ pub struct Tokens<'a> {
     pub types: Option<&'a Tensor>,
 }
 
+/// States that stand in place of some tokens' embeddings.
+#[derive(Clone, Debug)]
+pub struct Spliced {
+    /// `[places, width]`
+    pub states: Tensor,
+    /// Which tokens of the pass they stand for, in their order.
+    pub places: Vec<usize>,
+}
+
+impl Spliced {
+    /// x: `[tokens, width]` to the same shape.
+    fn into(&self, x: &Tensor) -> Result<Tensor, TensorError> {
+        let tokens = x.dim(0)?;
+        let mut rows: Vec<usize> = (0..tokens).collect();
+        for (state, &place) in self.places.iter().enumerate() {
+            let found = place as i64;
+            let row = rows.get_mut(place);
+            *row.ok_or(TensorError::Index { operation: "splice", found, rows: tokens })? = tokens + state;
+        }
+        Tensor::concat(&[x.clone(), self.states.clone()], 0)?.pick(0, &rows)
+    }
+}
+
 impl Embed {
     /// Reads the tables; that of tokens may be another part's.
     ///
@@ -68,14 +91,17 @@ impl Embed {
         &self.table
     }
 
-    /// The states of tokens: `[tokens, hidden]`.
+    /// The states of tokens, `[tokens, hidden]`, but for those that others stand in place of.
     ///
     /// # Errors
     ///
     /// When a token or a position is in no table.
-    pub fn forward(&self, tokens: Tokens<'_>, rows: &[Row]) -> Result<Tensor, ModelError> {
-        let x = self.of_tokens(tokens.ids).map_err(ModelError::at("embed"))?;
-        self.with_positions(x, tokens, rows)
+    pub fn forward(&self, tokens: Tokens<'_>, rows: &[Row], spliced: Option<&Spliced>) -> Result<Tensor, ModelError> {
+        let embed = || {
+            let x = self.table.embedding(tokens.ids)?;
+            self.scaled(spliced.map_or(Ok(x.clone()), |spliced| spliced.into(&x))?)
+        };
+        self.with_positions(embed().map_err(ModelError::at("embed"))?, tokens, rows)
     }
 
     /// The embeddings of tokens, without anything that is added: `[tokens, width]`.
@@ -84,7 +110,10 @@ impl Embed {
     ///
     /// When a token is not in the table.
     pub fn of_tokens(&self, ids: &Tensor) -> Result<Tensor, TensorError> {
-        let x = self.table.embedding(ids)?;
+        self.scaled(self.table.embedding(ids)?)
+    }
+
+    fn scaled(&self, x: Tensor) -> Result<Tensor, TensorError> {
         if self.spec.scale == 1.0 { Ok(x) } else { x.scale(self.spec.scale) }
     }
 
