@@ -6,6 +6,7 @@ pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
 pub mod multimodal;
+pub mod retrieval;
 pub mod unet;
 pub mod vae;
 
@@ -149,6 +150,7 @@ pub const ALL: &[&Arch] = &[
     &encoder_decoder::switch_transformers::ARCH,
     &encoder_decoder::t5::ARCH,
     &encoder_decoder::whisper::ARCH,
+    &retrieval::rag::ARCH,
     &dit::flux::ARCH,
     &dit::sd3::ARCH,
     &unet::unet2d_condition::ARCH,

@@ -49,6 +49,8 @@ struct Slot {
     last_type: Option<i64>,
     /// Where its first tokens are, where that is more than how many came before.
     places: Option<Places>,
+    /// The logarithm of what it weighs among sequences that are read together.
+    weight: f32,
 }
 
 /// Where the tokens of a sequence are.
@@ -150,6 +152,16 @@ impl State {
     pub fn last_types(&self) -> Option<Vec<i64>> {
         let types: Option<Vec<i64>> = self.slots.iter().map(|slot| slot.last_type).collect();
         types.filter(|types| !types.is_empty())
+    }
+
+    /// Says the logarithm of what a sequence weighs among those that are read together.
+    pub fn set_weight(&mut self, slot: usize, weight: f32) {
+        self.slot(slot).weight = weight;
+    }
+
+    /// The logarithm of what each sequence weighs among those that are read together.
+    pub fn weights(&self) -> Vec<f32> {
+        self.slots.iter().map(|slot| slot.weight).collect()
     }
 
     /// Says where the tokens of a sequence are.

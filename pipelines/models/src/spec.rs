@@ -5,6 +5,7 @@ pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
 pub mod multimodal;
+pub mod retrieval;
 mod state_space;
 pub mod unet;
 pub mod vae;
@@ -19,6 +20,7 @@ use dual_encoder::DualEncoderSpec;
 use encoder::EncoderSpec;
 use encoder_decoder::EncoderDecoderSpec;
 use multimodal::MultimodalSpec;
+use retrieval::RetrievalSpec;
 use vision::VisionSpec;
 use vision_language::VisionLanguageSpec;
 
@@ -45,6 +47,8 @@ pub enum Spec {
     VisionLanguage(Box<VisionLanguageSpec>),
     /// A decoder of text that reads images among its tokens.
     Multimodal(Box<MultimodalSpec>),
+    /// A generator of text that reads documents.
+    Retrieval(Box<RetrievalSpec>),
 }
 
 /// A model that is part of another.
