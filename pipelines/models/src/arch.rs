@@ -64,6 +64,8 @@ pub enum HeadKind {
     States,
     /// Logits of the next token.
     NextToken,
+    /// The same, and one logit of each of several sequences.
+    NextTokenAndChoice,
     /// Logits of a sequence's labels.
     SequenceLabels,
     /// Logits of each token's labels.
@@ -265,7 +267,7 @@ const DIFFUSERS: &str = "diffusers-";
 fn decoder_head(config: &Config, kind: HeadKind, logits: LogitsSpec) -> Result<HeadSpec, ModelError> {
     Ok(match kind {
         HeadKind::States => HeadSpec::States,
-        HeadKind::NextToken => HeadSpec::NextToken(logits),
+        HeadKind::NextToken | HeadKind::NextTokenAndChoice => HeadSpec::NextToken(logits),
         HeadKind::SequenceLabels => {
             HeadSpec::SequenceLabels { labels: labels(config)?, padding: config.optional_integer("pad_token_id")? }
         }

@@ -67,8 +67,34 @@ pub struct DecoderSpec {
     pub stack: StackSpec,
     /// What is made of the stack's states.
     pub head: HeadSpec,
+    /// What else is answered of each sequence.
+    pub summary: Option<SummarySpec>,
     /// The most positions of a sequence.
     pub context: usize,
+}
+
+/// What is made of one state of a sequence, beside what the head makes of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SummarySpec {
+    /// Which state.
+    pub of: SummaryOf,
+    /// Elements that a layer makes of it, where there is one.
+    pub outputs: Option<usize>,
+    /// What follows.
+    pub activation: Activation,
+}
+
+/// Which state stands for a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SummaryOf {
+    /// The first.
+    First,
+    /// The last, be it padding.
+    Last,
+    /// The mean of all, padding too.
+    Mean,
+    /// The one that is asked for, or else the last.
+    Place,
 }
 
 /// What is made of a stack's states: a class of checkpoints has one kind.

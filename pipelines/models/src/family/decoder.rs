@@ -6,6 +6,7 @@ use crate::ModelError;
 use crate::cache::{Row, State};
 use crate::layers::embed::{Spliced, Tokens};
 use crate::layers::moe::Experts;
+use crate::layers::summary::Summary;
 use crate::model::{Begun, Inputs, Outputs};
 use crate::rules::Loader;
 use crate::spec::{DecoderSpec, HeadSpec, LogitsSpec};
@@ -17,6 +18,7 @@ pub struct Decoder {
     stack: Stack,
     head: HeadSpec,
     matrix: Option<Linear>,
+    summary: Option<Summary>,
     context: usize,
 }
 
@@ -165,7 +167,8 @@ impl Decoder {
             HeadSpec::TokenLabels { labels } => Some(loader.linear("head.token_labels", *labels, hidden, true)?),
             HeadSpec::Span => Some(loader.linear("head.span", 2, hidden, true)?),
         };
-        Ok(Self { stack, head: spec.head, matrix, context: spec.context })
+        let summary = spec.summary.as_ref().map(|summary| Summary::load(loader, summary, hidden)).transpose()?;
+        Ok(Self { stack, head: spec.head, matrix, summary, context: spec.context })
     }
 
     /// The most positions of a sequence.
@@ -227,6 +230,18 @@ impl Decoder {
         state: &mut State,
         spliced: Option<&Spliced>,
     ) -> Result<Option<Tensor>, ModelError> {
+        let x = self.states(tokens, rows, state, spliced)?;
+        if wanted.is_empty() { Ok(None) } else { self.head(&x, wanted).map(Some) }
+    }
+
+    /// The states of tokens after all layers, before the norm.
+    fn states(
+        &self,
+        tokens: Tokens<'_>,
+        rows: &[Row],
+        state: &mut State,
+        spliced: Option<&Spliced>,
+    ) -> Result<Tensor, ModelError> {
         let count: usize = rows.iter().map(|row| row.len).sum();
         if count != tokens.known.len() || count == 0 {
             let expected = format!("{count} tokens, and at least one");
@@ -235,10 +250,7 @@ impl Decoder {
         let x = self.stack.embed_spliced(tokens, rows, spliced)?;
         let x = self.layers(0..self.stack.spec().layers.len(), x, rows, state)?;
         state.advance(rows);
-        if wanted.is_empty() {
-            return Ok(None);
-        }
-        self.head(&x, wanted).map(Some)
+        Ok(x)
     }
 
     /// The states of tokens: the first stage of a model that is split.
@@ -293,15 +305,32 @@ impl Decoder {
         }
     }
 
-    /// Answers all that the model's class answers: of `input_ids` and perhaps `attention_mask`.
+    /// Answers all that the model's class answers: of `input_ids`, and perhaps `attention_mask` and `token_type_ids`, each
+    /// `[sequences, tokens]` or `[groups, choices, tokens]`; and perhaps of `mc_token_ids`, the tokens that stand for
+    /// sequences.
     ///
     /// # Errors
     ///
     /// When an input is missing, not supported, or of the wrong shape.
     pub fn answer(&self, inputs: &Inputs) -> Result<Outputs, ModelError> {
-        inputs.only(&["input_ids", "attention_mask", "token_type_ids"])?;
+        let known = ["input_ids", "attention_mask", "token_type_ids"];
+        inputs.only(&[&known[..], if self.summary.is_some() { &["mc_token_ids"] } else { &[] }].concat())?;
         let batch = Batch::of(inputs, "input_ids", "attention_mask")?.with_types(inputs, "token_type_ids")?;
-        self.answer_batch(&batch, &mut self.state(), None)
+        let places = match inputs.optional_whole("mc_token_ids")? {
+            Some((places, _)) if places.len() == batch.sequences => Some(places),
+            Some((_, dims)) => {
+                let expected = format!("a token of each of {} sequences", batch.sequences);
+                return Err(ModelError::input("mc_token_ids", &expected, dims));
+            }
+            None => None,
+        };
+        let outputs = self.answered(&batch, &mut self.state(), None, places.as_deref())?;
+        match *inputs.whole("input_ids")?.1 {
+            [groups, choices, _] => {
+                outputs.into_iter().map(|(name, x)| Ok((name, grouped(&x, groups, choices)?))).collect()
+            }
+            _ => Ok(outputs),
+        }
     }
 
     /// The same of a batch that is read anew into a state, with other states in place of some tokens'.
@@ -315,6 +344,16 @@ impl Decoder {
         state: &mut State,
         spliced: Option<&Spliced>,
     ) -> Result<Outputs, ModelError> {
+        self.answered(batch, state, spliced, None)
+    }
+
+    fn answered(
+        &self,
+        batch: &Batch,
+        state: &mut State,
+        spliced: Option<&Spliced>,
+        places: Option<&[i64]>,
+    ) -> Result<Outputs, ModelError> {
         let rows = batch.rows();
         for (slot, absent) in batch.absent.iter().enumerate() {
             state.hide(slot, absent.clone());
@@ -323,7 +362,16 @@ impl Decoder {
             HeadSpec::SequenceLabels { padding, .. } => last_tokens(batch, padding),
             _ => (0..batch.known.len()).collect(),
         };
-        let Some(x) = self.read(batch.tokens(), &rows, &wanted, state, spliced)? else { return Ok(Vec::new()) };
+        let states = self.states(batch.tokens(), &rows, state, spliced)?;
+        let x = self.head(&states, &wanted)?;
+        let summary = match &self.summary {
+            Some(summary) => {
+                let finished = self.stack.finish(&states)?;
+                let made = batch.apart(&finished).and_then(|x| summary.forward(&x, places));
+                Some(made.map_err(ModelError::at("summary"))?)
+            }
+            None => None,
+        };
         let named = || -> Result<Outputs, TensorError> {
             Ok(match &self.head {
                 HeadSpec::States => vec![("last_hidden_state".into(), batch.apart(&x)?)],
@@ -332,7 +380,9 @@ impl Decoder {
                 HeadSpec::Span => span(&batch.apart(&x)?)?,
             })
         };
-        named().map_err(ModelError::at("head"))
+        let mut outputs = named().map_err(ModelError::at("head"))?;
+        outputs.extend(summary.map(|summary| ("mc_logits".into(), summary)));
+        Ok(outputs)
     }
 
     /// Reads prompts of one length: `input_ids`, all of whose tokens are seen.
@@ -418,6 +468,12 @@ pub fn logits(x: &Tensor, matrix: &Linear, spec: &LogitsSpec) -> Result<Tensor, 
 /// When it is of another shape.
 pub fn span(x: &Tensor) -> Result<Outputs, TensorError> {
     Ok(vec![("start_logits".into(), x.at(-1, 0)?), ("end_logits".into(), x.at(-1, 1)?)])
+}
+
+/// `[groups * choices, ..]` as `[groups, choices, ..]`.
+fn grouped(x: &Tensor, groups: usize, choices: usize) -> Result<Tensor, ModelError> {
+    let rest = x.dims().get(1..).unwrap_or_default();
+    x.reshape(&[&[groups, choices], rest].concat()).map_err(ModelError::at("head"))
 }
 
 /// The place of each sequence's last token that is no padding; its first where all are, as Hugging Face has it.
