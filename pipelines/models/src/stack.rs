@@ -360,7 +360,10 @@ impl Layer {
         let from_norm = self.residual == ResidualSpec::FromNorm;
         let mut x = self.sum(if from_norm { &before } else { &x }, &mixed)?;
         x = normed(norms.mixer_sum.as_ref(), &x)?;
-        if let Some(cross) = &self.cross {
+        // A decoder may be asked without anything to look at.
+        let kept = |state: &LayerState| pass.rows.iter().all(|row| state.across(row.slot).is_some());
+        let source = pass.source.is_some() || state.as_deref().is_some_and(kept);
+        if let Some(cross) = self.cross.as_ref().filter(|_| source) {
             let seen = cross.across(&normed(norms.cross.as_ref(), &x)?, pass, state.as_deref_mut())?;
             x = normed(norms.cross_sum.as_ref(), &self.sum(&x, &seen)?)?;
         }
