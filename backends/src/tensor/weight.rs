@@ -84,6 +84,11 @@ impl Weight {
         Self { dtype: Dtype::F32, dims: dims.to_vec(), rows, columns, row_bytes: 4 * columns, bytes }
     }
 
+    /// The same as a matrix, copied.
+    pub fn flattened(&self) -> Self {
+        Self { dims: vec![self.rows, self.columns], bytes: self.bytes.clone(), ..*self }
+    }
+
     /// These rows, copied.
     pub fn picked(&self, rows: &[usize]) -> Self {
         let bytes = rows.iter().flat_map(|&row| self.row(row)).copied().collect();

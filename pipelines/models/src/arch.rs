@@ -5,6 +5,8 @@ pub mod dit;
 pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
+pub mod multimodal;
+pub mod retrieval;
 pub mod unet;
 pub mod vae;
 
@@ -62,6 +64,8 @@ pub enum HeadKind {
     States,
     /// Logits of the next token.
     NextToken,
+    /// The same, and one logit of each of several sequences.
+    NextTokenAndChoice,
     /// Logits of a sequence's labels.
     SequenceLabels,
     /// Logits of each token's labels.
@@ -142,11 +146,13 @@ pub const ALL: &[&Arch] = &[
     &decoder::phi::ARCH,
     &decoder::rwkv::ARCH,
     &encoder::bert::ARCH,
+    &encoder::deberta_v2::ARCH,
     &encoder::dpr::ARCH,
     &encoder_decoder::bart::ARCH,
     &encoder_decoder::switch_transformers::ARCH,
     &encoder_decoder::t5::ARCH,
     &encoder_decoder::whisper::ARCH,
+    &retrieval::rag::ARCH,
     &dit::flux::ARCH,
     &dit::sd3::ARCH,
     &unet::unet2d_condition::ARCH,
@@ -159,6 +165,8 @@ pub const ALL: &[&Arch] = &[
     &dual_encoder::clip::ARCH,
     &dual_encoder::clip::TEXT,
     &dual_encoder::clip::VISION,
+    &multimodal::llava::ARCH,
+    &multimodal::qwen2_vl::ARCH,
     &vision_language::blip::ARCH,
 ];
 
@@ -198,13 +206,22 @@ pub fn describe(files: &dyn ModelFiles, index: &TensorIndex) -> Result<Descripti
     let found = ALL.iter().map(|arch| &arch.hugging_face).find(|arch| arch.model_type == name);
     let supported = || ALL.iter().map(|arch| arch.hugging_face.model_type).collect();
     let arch = found.ok_or_else(|| unsupported("the model_type", name, supported()))?;
-    let (names, classes) = (config.texts("architectures")?, arch.classes);
+    let (names, classes) = (class_names(&config, arch.classes)?, arch.classes);
     let class = classes.iter().find(|class| names.is_empty() || names.iter().any(|name| name == class.name));
     let supported = || classes.iter().map(|class| class.name).collect();
     let class = class.ok_or_else(|| unsupported("the class", names.join(", "), supported()))?;
     let spec = (arch.spec)(&config, class.head)?;
-    let rules = Rules { base: class.base, stack: arch.stack, heads: arch.heads };
+    let rules = Rules { prefix: "", base: class.base, stack: arch.stack, heads: arch.heads };
     Ok(Description { spec, rules, class: class.name, head: class.head })
+}
+
+/// The names of a checkpoint's classes. Some types write them beside the keys of the text, where another type's may be
+/// too.
+fn class_names(config: &Config, classes: &[Class]) -> Result<Vec<String>, ModelError> {
+    let names = config.texts("architectures")?;
+    let Some(text) = config.section("text_config")?.filter(|_| names.is_empty()) else { return Ok(names) };
+    let own = |name: &String| classes.iter().any(|class| class.name == name);
+    Ok(text.texts("architectures")?.into_iter().filter(own).collect())
 }
 
 /// A model of Diffusers, whose configuration names its class.
@@ -215,8 +232,18 @@ fn describe_class(config: &Config, name: String) -> Result<Description, ModelErr
     let found = classes().find(|(_, class)| class.name == name);
     let (arch, class) = found.ok_or_else(|| unsupported("the _class_name", name, supported()))?;
     let spec = (arch.spec)(config, class.head)?;
-    let rules = Rules { base: class.base, stack: arch.stack, heads: arch.heads };
+    let rules = Rules { prefix: "", base: class.base, stack: arch.stack, heads: arch.heads };
     Ok(Description { spec, rules, class: class.name, head: class.head })
+}
+
+/// What a section of a configuration says of a model within another, of the type that it names, or else of `default`.
+fn within(config: &Config, default: &str, kind: HeadKind) -> Result<(Spec, &'static HuggingFace), ModelError> {
+    let name = config.optional_text("model_type")?.unwrap_or_else(|| default.to_owned());
+    let mut archs = ALL.iter().map(|arch| &arch.hugging_face);
+    let supported = || ALL.iter().map(|arch| arch.hugging_face.model_type).collect();
+    let what = config.path("model_type");
+    let arch = archs.find(|arch| arch.model_type == name).ok_or_else(|| unsupported(&what, name, supported()))?;
+    Ok(((arch.spec)(config, kind)?, arch))
 }
 
 /// What the names of Diffusers' types begin with here.
@@ -226,7 +253,7 @@ const DIFFUSERS: &str = "diffusers-";
 fn decoder_head(config: &Config, kind: HeadKind, logits: LogitsSpec) -> Result<HeadSpec, ModelError> {
     Ok(match kind {
         HeadKind::States => HeadSpec::States,
-        HeadKind::NextToken => HeadSpec::NextToken(logits),
+        HeadKind::NextToken | HeadKind::NextTokenAndChoice => HeadSpec::NextToken(logits),
         HeadKind::SequenceLabels => {
             HeadSpec::SequenceLabels { labels: labels(config)?, padding: config.optional_integer("pad_token_id")? }
         }

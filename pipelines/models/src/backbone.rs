@@ -1,6 +1,7 @@
 //! What makes states of an image: the part of a model that its heads have in common.
 
 pub mod depthwise;
+pub mod grid;
 pub mod patches;
 pub mod windows;
 

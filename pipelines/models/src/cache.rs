@@ -7,6 +7,7 @@
 use accel_backends::tensor::{Keys, PAGE, Tensor};
 
 use crate::ModelError;
+use crate::layers::rope::Place;
 
 /// Some tokens of one sequence in a forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,19 @@ struct Slot {
     length: usize,
     /// The type of its last token, where types were given.
     last_type: Option<i64>,
+    /// Where its first tokens are, where that is more than how many came before.
+    places: Option<Places>,
+    /// The logarithm of what it weighs among sequences that are read together.
+    weight: f32,
+}
+
+/// Where the tokens of a sequence are.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// Of each of its first tokens.
+    pub first: Vec<Place>,
+    /// Those that follow are as far along every axis as tokens came before them, and this much further.
+    pub further: i64,
 }
 
 /// The state of one layer.
@@ -138,6 +152,38 @@ impl State {
     pub fn last_types(&self) -> Option<Vec<i64>> {
         let types: Option<Vec<i64>> = self.slots.iter().map(|slot| slot.last_type).collect();
         types.filter(|types| !types.is_empty())
+    }
+
+    /// Says the logarithm of what a sequence weighs among those that are read together.
+    pub fn set_weight(&mut self, slot: usize, weight: f32) {
+        self.slot(slot).weight = weight;
+    }
+
+    /// The logarithm of what each sequence weighs among those that are read together.
+    pub fn weights(&self) -> Vec<f32> {
+        self.slots.iter().map(|slot| slot.weight).collect()
+    }
+
+    /// Says where the tokens of a sequence are.
+    pub fn set_places(&mut self, slot: usize, places: Places) {
+        self.slot(slot).places = Some(places);
+    }
+
+    /// Where the tokens of a pass are, one row after the other; none where that was not said of any.
+    pub fn places(&self, rows: &[Row]) -> Option<Vec<Place>> {
+        let of = |row: &Row| self.slots.get(row.slot).and_then(|slot| slot.places.as_ref());
+        if rows.iter().all(|row| of(row).is_none()) {
+            return None;
+        }
+        let place = |places: Option<&Places>, position: usize| match places {
+            None => [position as i64; 3],
+            Some(places) => {
+                let later = [(position as i64).saturating_add(places.further); 3];
+                places.first.get(position).copied().unwrap_or(later)
+            }
+        };
+        let all = rows.iter().flat_map(|row| (row.past..row.past + row.len).map(move |at| place(of(row), at)));
+        Some(all.collect())
     }
 
     /// The rows that read one more token of each sequence.

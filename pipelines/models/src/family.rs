@@ -5,6 +5,8 @@ pub mod dit;
 pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
+pub mod multimodal;
+pub mod retrieval;
 pub mod unet;
 pub mod vae;
 pub mod vision;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use accel_backends::tensor::{Kind, Tensor};
+use accel_backends::tensor::{Kind, Tensor, TensorError};
 
 use crate::ModelError;
 use crate::cache::State;
@@ -11,6 +11,8 @@ use crate::family::dit::Dit;
 use crate::family::dual_encoder::DualEncoder;
 use crate::family::encoder::Encoder;
 use crate::family::encoder_decoder::EncoderDecoder;
+use crate::family::multimodal::Multimodal;
+use crate::family::retrieval::Retrieval;
 use crate::family::unet::Unet;
 use crate::family::vae::Vae;
 use crate::family::vision::Vision;
@@ -97,6 +99,24 @@ impl Inputs {
         Ok(Some((seen.map_err(ModelError::at(name))?, tensor.dims())))
     }
 
+    /// Gives a tensor on to the inputs of a part of the model, under that part's name for it, if it is there.
+    ///
+    /// # Errors
+    ///
+    /// When what is done to it fails.
+    pub fn pass(
+        &self,
+        name: &str,
+        to: &mut Self,
+        own: &str,
+        how: impl Fn(&Tensor) -> Result<Tensor, TensorError>,
+    ) -> Result<(), TensorError> {
+        if let (Some(tensor), Some(known)) = (self.tensors.get(name), self.known.get(name)) {
+            to.insert_recorded(own, how(tensor)?, how(known)?);
+        }
+        Ok(())
+    }
+
     /// A number.
     pub fn number(&self, name: &str) -> Option<f64> {
         self.numbers.get(name).copied()
@@ -145,6 +165,10 @@ pub enum Model {
     DualEncoder(Box<DualEncoder>),
     /// Models that write about images.
     VisionLanguage(Box<VisionLanguage>),
+    /// Decoders of text that read images among their tokens.
+    Multimodal(Box<Multimodal>),
+    /// Generators of text that read documents.
+    Retrieval(Box<Retrieval>),
 }
 
 /// Sequences in the making.
@@ -175,6 +199,8 @@ impl Model {
             Spec::Vision(spec) => Self::Vision(Box::new(Vision::load(loader, *spec)?)),
             Spec::DualEncoder(spec) => Self::DualEncoder(Box::new(DualEncoder::load(loader, &spec)?)),
             Spec::VisionLanguage(spec) => Self::VisionLanguage(Box::new(VisionLanguage::load(loader, &spec)?)),
+            Spec::Multimodal(spec) => Self::Multimodal(Box::new(Multimodal::load(loader, *spec)?)),
+            Spec::Retrieval(spec) => Self::Retrieval(Box::new(Retrieval::load(loader, *spec)?)),
         })
     }
 
@@ -203,6 +229,8 @@ impl Model {
             Self::Vision(model) => model.answer(inputs),
             Self::DualEncoder(model) => model.answer(inputs),
             Self::VisionLanguage(model) => model.answer(inputs),
+            Self::Multimodal(model) => model.answer(inputs),
+            Self::Retrieval(model) => model.answer(inputs),
         }
     }
 
@@ -217,6 +245,8 @@ impl Model {
             Self::Encoder(model) => model.begin(inputs),
             Self::EncoderDecoder(model) => model.begin(inputs),
             Self::VisionLanguage(model) => model.begin(inputs),
+            Self::Multimodal(model) => model.begin(inputs),
+            Self::Retrieval(model) => model.begin(inputs),
             _ => Err(ModelError::no_generation()),
         }
     }
@@ -232,6 +262,8 @@ impl Model {
             Self::Encoder(model) => model.next(tokens, state),
             Self::EncoderDecoder(model) => model.next(tokens, state),
             Self::VisionLanguage(model) => model.next(tokens, state),
+            Self::Multimodal(model) => model.next(tokens, state),
+            Self::Retrieval(model) => model.next(tokens, state),
             _ => Err(ModelError::no_generation()),
         }
     }

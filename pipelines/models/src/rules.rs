@@ -80,6 +80,8 @@ pub(crate) const fn joined<const N: usize>(own: &[Rule], others: &[Rule]) -> [Ru
 /// The rules of one class of one model type in one format.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
+    /// What all names begin with in the file, where the model is part of another.
+    pub prefix: &'static str,
     /// What the names of the stack begin with in the file.
     pub base: &'static str,
     /// The model without its head.
@@ -113,6 +115,17 @@ impl<'a> Loader<'a> {
     #[must_use]
     pub fn part(&self, name: &str) -> Self {
         Self { part: format!("{}{name}.", self.part), ..self.clone() }
+    }
+
+    /// The loader of a model within this one, whose names in the file follow the first of some rules whose base is there.
+    #[must_use]
+    pub fn within(&self, rules: &[Rules]) -> Self {
+        let begins = |rules: &Rules, name: &str| {
+            name.strip_prefix(rules.prefix).is_some_and(|rest| rest.starts_with(rules.base))
+        };
+        let there = |rules: &&Rules| self.index.iter().any(|tensor| begins(rules, &tensor.name));
+        let rules = rules.iter().find(there).or(rules.first()).copied().unwrap_or(self.rules);
+        Self { rules, part: String::new(), ..self.clone() }
     }
 
     /// The full name of something in this part, for errors.
@@ -156,6 +169,17 @@ impl<'a> Loader<'a> {
         let weight = self.weight(name, dims)?;
         let bias = if bias { Some(self.tensor(&format!("{name}.bias"), &dims[..1])?) } else { None };
         Ok(Linear { weight, bias })
+    }
+
+    /// A linear layer without bias from all elements of `dims`, which the file has as a convolution.
+    ///
+    /// # Errors
+    ///
+    /// When it is missing, of another shape, or cannot be read.
+    pub fn flattened(&self, name: &str, outputs: usize, dims: &[usize]) -> Result<Linear, ModelError> {
+        let weight = self.weight(name, &[&[outputs], dims].concat())?;
+        let flat = weight.as_stored().map(|weight| Tensor::stored(self.engine, Arc::new(weight.flattened())));
+        Ok(Linear { weight: flat.unwrap_or(weight), bias: None })
     }
 
     /// Some rows of a matrix `[rows, columns]`, as they are stored; and of its bias.
@@ -249,24 +273,30 @@ impl<'a> Loader<'a> {
     /// of all. A name without a rule is its own.
     fn find(&self, name: &str) -> (String, How) {
         let name = self.name(name);
+        let Rules { prefix, base, .. } = self.rules;
         let mut candidates = self.renamed(&name, How::AsIs);
         for rule in self.rules.stack.iter().chain(self.rules.heads) {
             if let Some(ended) = rename_end(rule, &name) {
                 candidates.extend(self.renamed(&ended, rule.how));
-                candidates.push((format!("{}{ended}", self.rules.base), rule.how));
+                candidates.push((format!("{prefix}{base}{ended}"), rule.how));
             }
         }
         let there = candidates.iter().position(|(from, _)| self.index.get(from).is_some());
-        if candidates.is_empty() { (name, How::AsIs) } else { candidates.swap_remove(there.unwrap_or(0)) }
+        if candidates.is_empty() {
+            (format!("{prefix}{name}"), How::AsIs)
+        } else {
+            candidates.swap_remove(there.unwrap_or(0))
+        }
     }
 
     /// All names that rules of whole names give.
     fn renamed(&self, name: &str, how: How) -> Vec<(String, How)> {
+        let Rules { prefix, base, .. } = self.rules;
         let how_of = |rule: &Rule| if rule.how == How::AsIs { how } else { rule.how };
         let stack = self.rules.stack.iter();
-        let stack =
-            stack.filter_map(|rule| Some((format!("{}{}", self.rules.base, rename(rule, name)?), how_of(rule))));
-        let heads = self.rules.heads.iter().filter_map(|rule| Some((rename(rule, name)?, how_of(rule))));
+        let stack = stack.filter_map(|rule| Some((format!("{prefix}{base}{}", rename(rule, name)?), how_of(rule))));
+        let heads = self.rules.heads.iter();
+        let heads = heads.filter_map(|rule| Some((format!("{prefix}{}", rename(rule, name)?), how_of(rule))));
         stack.chain(heads).collect()
     }
 }

@@ -4,6 +4,8 @@ pub mod dit;
 pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
+pub mod multimodal;
+pub mod retrieval;
 mod state_space;
 pub mod unet;
 pub mod vae;
@@ -13,9 +15,12 @@ pub mod vision_language;
 pub use accel_backends::tensor::{Activation, NormKind, RopeStyle};
 pub use state_space::{ChannelMixSpec, Mamba2Spec, MambaSpec, TimeMixSpec};
 
+use crate::rules::Rules;
 use dual_encoder::DualEncoderSpec;
 use encoder::EncoderSpec;
 use encoder_decoder::EncoderDecoderSpec;
+use multimodal::MultimodalSpec;
+use retrieval::RetrievalSpec;
 use vision::VisionSpec;
 use vision_language::VisionLanguageSpec;
 
@@ -40,6 +45,19 @@ pub enum Spec {
     DualEncoder(Box<DualEncoderSpec>),
     /// A model that writes about images.
     VisionLanguage(Box<VisionLanguageSpec>),
+    /// A decoder of text that reads images among its tokens.
+    Multimodal(Box<MultimodalSpec>),
+    /// A generator of text that reads documents.
+    Retrieval(Box<RetrievalSpec>),
+}
+
+/// A model that is part of another.
+#[derive(Clone, Debug)]
+pub struct PartSpec<S> {
+    /// What it is made of.
+    pub spec: S,
+    /// Where its weights lie: the first of these whose base the file has.
+    pub rules: Vec<Rules>,
 }
 
 /// A decoder of text.
@@ -49,8 +67,34 @@ pub struct DecoderSpec {
     pub stack: StackSpec,
     /// What is made of the stack's states.
     pub head: HeadSpec,
+    /// What else is answered of each sequence.
+    pub summary: Option<SummarySpec>,
     /// The most positions of a sequence.
     pub context: usize,
+}
+
+/// What is made of one state of a sequence, beside what the head makes of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SummarySpec {
+    /// Which state.
+    pub of: SummaryOf,
+    /// Elements that a layer makes of it, where there is one.
+    pub outputs: Option<usize>,
+    /// What follows.
+    pub activation: Activation,
+}
+
+/// Which state stands for a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SummaryOf {
+    /// The first.
+    First,
+    /// The last, be it padding.
+    Last,
+    /// The mean of all, padding too.
+    Mean,
+    /// The one that is asked for, or else the last.
+    Place,
 }
 
 /// What is made of a stack's states: a class of checkpoints has one kind.
@@ -130,6 +174,35 @@ pub struct EmbedSpec {
     pub types: TypeSpec,
     /// The norm of the sum.
     pub norm: Option<NormSpec>,
+    /// Where the norm is, if there is a linear layer.
+    pub projection: ProjectionSpec,
+    /// Whether padding's states are put to 0.
+    pub blank_padding: bool,
+    /// What neighbours add to what the first layer gives.
+    pub ngrams: Option<NgramSpec>,
+}
+
+/// The linear layer from embeddings to states.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProjectionSpec {
+    /// After the norm, with a bias.
+    #[default]
+    AfterNorm,
+    /// Before the norm, without a bias.
+    BeforeNorm,
+}
+
+/// A convolution of the first layer's input, which is added to what that layer gives (<https://arxiv.org/abs/2006.03654>).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NgramSpec {
+    /// How many neighbours it sees, the token itself among them.
+    pub taps: usize,
+    /// Channels are split into so many groups.
+    pub groups: usize,
+    /// What follows.
+    pub activation: Activation,
+    /// The norm of the sum.
+    pub norm: NormSpec,
 }
 
 impl EmbedSpec {
@@ -140,7 +213,17 @@ impl EmbedSpec {
 
     /// A table alone.
     pub fn plain(vocabulary: usize, width: usize) -> Self {
-        Self { vocabulary, width, scale: 1.0, positions: PositionSpec::None, types: TypeSpec::None, norm: None }
+        Self {
+            vocabulary,
+            width,
+            scale: 1.0,
+            positions: PositionSpec::None,
+            types: TypeSpec::None,
+            norm: None,
+            projection: ProjectionSpec::AfterNorm,
+            blank_padding: false,
+            ngrams: None,
+        }
     }
 }
 
@@ -210,6 +293,19 @@ pub enum BiasSpec {
         /// Distances from here on share the last bucket.
         largest: usize,
     },
+    /// Not a number but a learned vector of each distance, which layers multiply with their own queries and keys.
+    Vectors(DistancesSpec),
+}
+
+/// Learned vectors of distances.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DistancesSpec {
+    /// Half of the vectors; those beyond them share the outermost.
+    pub reach: usize,
+    /// Half of either side is one distance each; the others are longer and longer ones, up to this. None where all are one.
+    pub largest: Option<usize>,
+    /// The norm of the vectors.
+    pub norm: Option<NormSpec>,
 }
 
 /// A layer.
@@ -373,17 +469,43 @@ pub struct AttentionSpec {
     pub clip: Option<f32>,
     /// Elements of what keys and values are made from, where it is not the state itself.
     pub source: Option<usize>,
-    /// A learned vector of each distance, whose product with the query is added to the score.
+    /// Learned vectors of distances, whose products with queries are added to the scores.
     pub relative: Option<RelativeSpec>,
+    /// Whether padding sees all tokens alike, padding too, instead of those that are none.
+    pub blind_padding: bool,
 }
 
-/// Vectors of distances (<https://arxiv.org/abs/1803.02155>).
+/// Vectors of distances that attention multiplies with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RelativeSpec {
-    /// Distances are below it, either way.
-    pub reach: usize,
-    /// Whether the product with the key is added too.
-    pub of_keys: bool,
+pub enum RelativeSpec {
+    /// A table of the layer's own, with one vector for all heads (<https://arxiv.org/abs/1803.02155>).
+    Own {
+        /// Distances are below it, either way.
+        reach: usize,
+        /// Whether the product with the key is added too.
+        of_keys: bool,
+    },
+    /// The stack's, of which the layer makes what it makes of tokens (<https://arxiv.org/abs/2006.03654>).
+    Shared {
+        /// Keys, which queries are multiplied with.
+        keys: ProjectedSpec,
+        /// Queries, which keys are multiplied with.
+        queries: ProjectedSpec,
+    },
+}
+
+/// What a layer makes of vectors of distances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProjectedSpec {
+    /// Nothing.
+    No,
+    /// The same that it makes of tokens.
+    AsTokens,
+    /// Something by a matrix of its own.
+    Apart {
+        /// Elements of a vector.
+        hidden: usize,
+    },
 }
 
 impl AttentionSpec {
@@ -406,6 +528,7 @@ impl AttentionSpec {
             clip: None,
             source: None,
             relative: None,
+            blind_padding: false,
         }
     }
 
@@ -557,6 +680,20 @@ pub struct RopeSpec {
     pub style: RopeStyle,
     /// How frequencies are stretched.
     pub scaling: RopeScaling,
+    /// What positions are.
+    pub axes: RopeAxes,
+}
+
+/// What the positions are that turn queries and keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RopeAxes {
+    /// One number: how many tokens came before.
+    One,
+    /// A number on each axis of a place, each of which so many frequencies belong to, the fastest to the first
+    /// (<https://arxiv.org/abs/2409.12191>).
+    Split(Vec<usize>),
+    /// A number on each of so many axes, each of which has all frequencies of its part of the head.
+    Each(usize),
 }
 
 /// How frequencies are stretched for longer contexts.

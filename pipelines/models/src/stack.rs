@@ -11,17 +11,20 @@ use crate::ModelError;
 use crate::cache::{LayerState, Row, State};
 use crate::layers::attention::{Attention, Pass, Source};
 use crate::layers::bias::Bias;
-use crate::layers::embed::{Embed, Tokens};
+use crate::layers::carry::without_padding;
+use crate::layers::embed::{Embed, Spliced, Tokens};
 use crate::layers::latent::Latent;
 use crate::layers::mamba::Mamba;
 use crate::layers::mamba2::Mamba2;
 use crate::layers::mlp::Mlp;
 use crate::layers::moe::{Experts, Moe};
+use crate::layers::ngrams::Ngrams;
 use crate::layers::norm::Norm;
-use crate::layers::rope::Rope;
+use crate::layers::relative::Distances;
+use crate::layers::rope::{Place, Rope};
 use crate::layers::rwkv::{ChannelMix, TimeMix};
 use crate::rules::Loader;
-use crate::spec::{FfnSpec, LayerSpec, MixerSpec, ResidualSpec, StackSpec};
+use crate::spec::{BiasSpec, FfnSpec, LayerSpec, MixerSpec, ResidualSpec, StackSpec};
 
 /// A stack with its weights.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub struct Stack {
     embed: Embed,
     ropes: Vec<Rope>,
     bias: Bias,
+    distances: Option<Distances>,
+    ngrams: Option<Ngrams>,
     layers: Vec<Layer>,
     final_norm: Option<Norm>,
 }
@@ -104,11 +109,16 @@ impl Stack {
         let embed = Embed::load(loader, &spec.embed, spec.hidden, shared)?;
         let ropes = spec.ropes.iter().map(|rope| Rope::load(loader, rope)).collect::<Result<_, _>>()?;
         let bias = Bias::load(loader, &spec.bias)?;
+        let distances = match &spec.bias {
+            BiasSpec::Vectors(distances) => Some(Distances::load(loader, distances, spec.hidden)?),
+            _ => None,
+        };
+        let ngrams = spec.embed.ngrams.as_ref().map(|ngrams| Ngrams::load(loader, ngrams, spec.hidden)).transpose()?;
         let layers = spec.layers.iter().enumerate();
         let layers = layers.map(|(number, layer)| Layer::load(loader, number, layer, spec.hidden));
         let layers = layers.collect::<Result<_, _>>()?;
         let final_norm = Norm::load_optional(loader, "final_norm", spec.final_norm.as_ref(), spec.hidden)?;
-        Ok(Self { spec, embed, ropes, bias, layers, final_norm })
+        Ok(Self { spec, embed, ropes, bias, distances, ngrams, layers, final_norm })
     }
 
     /// What makes states of tokens.
@@ -127,7 +137,21 @@ impl Stack {
     ///
     /// When a token is not in the vocabulary.
     pub fn embed(&self, tokens: Tokens<'_>, rows: &[Row]) -> Result<Tensor, ModelError> {
-        self.embed.forward(tokens, rows)
+        self.embed.forward(tokens, rows, None)
+    }
+
+    /// The same with other states in place of some tokens'.
+    ///
+    /// # Errors
+    ///
+    /// When a token or a position is in no table.
+    pub fn embed_spliced(
+        &self,
+        tokens: Tokens<'_>,
+        rows: &[Row],
+        spliced: Option<&Spliced>,
+    ) -> Result<Tensor, ModelError> {
+        self.embed.forward(tokens, rows, spliced)
     }
 
     /// A range of layers. x: `[tokens, hidden]`, the tokens of all rows one after the other, to the same shape. With a
@@ -141,12 +165,30 @@ impl Stack {
         range: Range<usize>,
         x: Tensor,
         reading: &Reading<'_>,
+        state: Option<&mut State>,
+    ) -> Result<Tensor, ModelError> {
+        let places = state.as_ref().and_then(|state| state.places(reading.rows));
+        self.placed_layers(range, x, reading, places.as_deref(), state)
+    }
+
+    /// The same for tokens that are at these places, one row after the other.
+    ///
+    /// # Errors
+    ///
+    /// When the rows do not fit `x` or the state.
+    pub fn placed_layers(
+        &self,
+        range: Range<usize>,
+        x: Tensor,
+        reading: &Reading<'_>,
+        places: Option<&[Place]>,
         mut state: Option<&mut State>,
     ) -> Result<Tensor, ModelError> {
         let engine = x.engine().clone();
         let rows = reading.rows;
         let styles = self.spec.ropes.iter().map(|rope| rope.style);
-        let angles = self.ropes.iter().zip(styles).map(|(rope, style)| Ok((rope.angles(&engine, rows)?, style)));
+        let angles =
+            self.ropes.iter().zip(styles).map(|(rope, style)| Ok((rope.angles(&engine, rows, places)?, style)));
         let angles = angles.collect::<Result<Vec<_>, ModelError>>()?;
         let bias = self.bias.of(&engine, rows, self.spec.causal)?;
         let absent: Vec<_> = match &state {
@@ -159,9 +201,13 @@ impl Stack {
             absent: &absent,
             angles: &angles,
             bias: &bias,
+            distances: self.distances.as_ref(),
             source: reading.source,
         };
         let mut x = x;
+        if self.spec.embed.blank_padding && range.start == 0 {
+            x = without_padding(&x, &pass).map_err(ModelError::at("embed"))?;
+        }
         for number in range {
             let missing = || ModelError::State {
                 place: "layers",
@@ -173,7 +219,11 @@ impl Stack {
                 Some(state) => Some(state.layer(number).ok_or_else(missing)?),
                 None => None,
             };
-            x = layer.forward(x, &pass, state)?;
+            let made = layer.forward(x.clone(), &pass, state)?;
+            x = match self.ngrams.as_ref().filter(|_| number == 0) {
+                Some(ngrams) => ngrams.forward(&x, &made, &pass)?,
+                None => made,
+            };
         }
         Ok(x)
     }
@@ -310,7 +360,10 @@ impl Layer {
         let from_norm = self.residual == ResidualSpec::FromNorm;
         let mut x = self.sum(if from_norm { &before } else { &x }, &mixed)?;
         x = normed(norms.mixer_sum.as_ref(), &x)?;
-        if let Some(cross) = &self.cross {
+        // A decoder may be asked without anything to look at.
+        let kept = |state: &LayerState| pass.rows.iter().all(|row| state.across(row.slot).is_some());
+        let source = pass.source.is_some() || state.as_deref().is_some_and(kept);
+        if let Some(cross) = self.cross.as_ref().filter(|_| source) {
             let seen = cross.across(&normed(norms.cross.as_ref(), &x)?, pass, state.as_deref_mut())?;
             x = normed(norms.cross_sum.as_ref(), &self.sum(&x, &seen)?)?;
         }

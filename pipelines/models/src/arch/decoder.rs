@@ -18,7 +18,7 @@ use crate::ModelError;
 use crate::config::{Config, ConfigError};
 use crate::spec::{
     Activation, AttentionSpec, BiasSpec, DecoderSpec, EmbedSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec, MlpSpec,
-    NormSpec, NormsSpec, ResidualSpec, RopeScaling, RopeSpec, Spec, StackSpec,
+    NormSpec, NormsSpec, ResidualSpec, RopeScaling, RopeSpec, Spec, StackSpec, SummarySpec,
 };
 
 /// The parts of a decoder.
@@ -34,6 +34,11 @@ struct Parts {
 
 impl Parts {
     fn decoder(self, head: HeadSpec) -> Spec {
+        self.summarising(head, None)
+    }
+
+    /// A decoder that answers something else of each sequence too.
+    fn summarising(self, head: HeadSpec, summary: Option<SummarySpec>) -> Spec {
         // This scaling alone is told the context before it is stretched.
         let context = match self.ropes.first().map(|rope| &rope.scaling) {
             Some(RopeScaling::Dynamic { factor, context }) => (factor * context) as usize,
@@ -48,7 +53,7 @@ impl Parts {
             layers: self.layers,
             final_norm: self.final_norm,
         };
-        Spec::Decoder(Box::new(DecoderSpec { stack, head, context }))
+        Spec::Decoder(Box::new(DecoderSpec { stack, head, summary, context }))
     }
 }
 

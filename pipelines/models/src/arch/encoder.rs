@@ -1,6 +1,7 @@
 //! Model types of the encoder family, one file each, and what their configurations share.
 
 pub mod bert;
+pub mod deberta_v2;
 pub mod dpr;
 
 use super::labels;

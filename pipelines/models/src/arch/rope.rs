@@ -2,7 +2,7 @@
 
 use crate::ModelError;
 use crate::config::{Config, ConfigError};
-use crate::spec::RopeScaling;
+use crate::spec::{RopeAxes, RopeScaling};
 
 /// How the `rotated` elements of a head have their frequencies stretched; `base` is that of the frequencies.
 pub(super) fn scaling(config: &Config, base: f64, rotated: usize) -> Result<RopeScaling, ModelError> {
@@ -10,6 +10,8 @@ pub(super) fn scaling(config: &Config, base: f64, rotated: usize) -> Result<Rope
     let key = if section.has("rope_type") { "rope_type" } else { "type" };
     let kind = section.text(key)?;
     Ok(match kind.as_str() {
+        // What is called so has several axes, and is not stretched.
+        "mrope" if section.has(SECTIONS) => RopeScaling::None,
         "default" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: section.number("factor")? },
         "dynamic" if rotated > 2 => {
@@ -26,6 +28,16 @@ pub(super) fn scaling(config: &Config, base: f64, rotated: usize) -> Result<Rope
     })
 }
 
+/// The axes that the frequencies of `rotated` elements belong to, where positions are places.
+pub(super) fn axes(config: &Config, rotated: usize) -> Result<RopeAxes, ModelError> {
+    let section = config.section("rope_scaling")?.unwrap_or_default();
+    let sections = section.optional_sizes(SECTIONS)?.unwrap_or_default();
+    if sections.len() != 3 || sections.iter().sum::<usize>() != rotated / 2 {
+        return Err(section.wrong(SECTIONS, format!("three sizes that make {} together", rotated / 2)).into());
+    }
+    Ok(RopeAxes::Split(sections))
+}
+
 /// The factor of scores of `width` elements, which YaRN makes larger where `mscale_all_dim` says so
 /// (`DeepseekV3Attention`).
 pub(super) fn latent_scale(config: &Config, width: usize) -> Result<f32, ModelError> {
@@ -37,6 +49,7 @@ pub(super) fn latent_scale(config: &Config, width: usize) -> Result<f32, ModelEr
     Ok((plain * stretched * stretched) as f32)
 }
 
+const SECTIONS: &str = "mrope_section";
 const CONTEXT: &str = "max_position_embeddings";
 const ORIGINAL_CONTEXT: &str = "original_max_position_embeddings";
 

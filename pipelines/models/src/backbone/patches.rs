@@ -1,7 +1,5 @@
 //! Patches of an image as tokens of a stack (<https://arxiv.org/abs/2010.11929>).
 
-use accel_backends::tensor::Tensor;
-
 use super::Seen;
 use crate::ModelError;
 use crate::cache::Row;
@@ -34,24 +32,46 @@ impl Patches {
     ///
     /// When the image is of another shape than the model takes.
     pub fn see(&self, asked: &Asked<'_>, stages: &[usize]) -> Result<Seen, ModelError> {
+        let depth = self.depth();
+        let mut states =
+            self.states(asked, &[stages, &[depth]].concat())?.into_iter().map(|tokens| self.finished(tokens));
+        let maps = states.by_ref().take(stages.len());
+        let maps = maps.map(|tokens| tokens?.map().map_err(ModelError::at("map"))).collect::<Result<_, _>>()?;
+        let last = states.next().transpose()?;
+        let no_layer = || ModelError::State { place: "layers", expected: "states".into(), found: "none".into() };
+        Ok(Seen { last: last.ok_or_else(no_layer)?, stages: maps })
+    }
+
+    /// The states after some layers, 0 for what the first is given, in their order; without the norm after the last.
+    ///
+    /// # Errors
+    ///
+    /// When the image is of another shape than the model takes, or there is no such layer.
+    pub fn states(&self, asked: &Asked<'_>, layers: &[usize]) -> Result<Vec<Tokens>, ModelError> {
         let Tokens { states, prefix, grid } = self.embed.forward(asked)?;
         let [batch, tokens, width] = states.sizes().map_err(ModelError::at("tokens"))?;
-        let finished = |flat: &Tensor| -> Result<Tokens, ModelError> {
-            let states = self.stack.finish(flat)?.reshape(&[batch, tokens, width]);
-            Ok(Tokens { states: states.map_err(ModelError::at("tokens"))?, prefix, grid })
-        };
         let rows = Row::whole(vec![tokens; batch]);
         let reading = Reading { rows: &rows, absent: &[], source: None };
         let mut x = states.reshape(&[batch * tokens, width]).map_err(ModelError::at("tokens"))?;
-        let mut maps = Vec::with_capacity(stages.len());
-        for stage in 0..=self.stack.spec().layers.len() {
-            if let Some(layer) = stage.checked_sub(1) {
-                x = self.stack.layers(layer..stage, x, &reading, None)?;
+        let mut all = vec![None; layers.len()];
+        for depth in 0..=layers.iter().copied().max().unwrap_or(0) {
+            if let Some(layer) = depth.checked_sub(1) {
+                x = self.stack.layers(layer..depth, x, &reading, None)?;
             }
-            if stages.contains(&stage) {
-                maps.push(finished(&x)?.map().map_err(ModelError::at("map"))?);
+            for (kept, _) in all.iter_mut().zip(layers).filter(|(_, layer)| **layer == depth) {
+                let states = x.reshape(&[batch, tokens, width]).map_err(ModelError::at("tokens"))?;
+                *kept = Some(Tokens { states, prefix, grid });
             }
         }
-        Ok(Seen { last: finished(&x)?, stages: maps })
+        Ok(all.into_iter().flatten().collect())
+    }
+
+    /// How many layers there are.
+    pub fn depth(&self) -> usize {
+        self.stack.spec().layers.len()
+    }
+
+    fn finished(&self, tokens: Tokens) -> Result<Tokens, ModelError> {
+        Ok(Tokens { states: self.stack.finish(&tokens.states)?, ..tokens })
     }
 }

@@ -4,8 +4,9 @@ use accel_backends::tensor::{Engine, Linear, Tensor, TensorError};
 
 use crate::ModelError;
 use crate::cache::{Row, State};
-use crate::layers::embed::Tokens;
+use crate::layers::embed::{Spliced, Tokens};
 use crate::layers::moe::Experts;
+use crate::layers::summary::Summary;
 use crate::model::{Begun, Inputs, Outputs};
 use crate::rules::Loader;
 use crate::spec::{DecoderSpec, HeadSpec, LogitsSpec};
@@ -17,6 +18,7 @@ pub struct Decoder {
     stack: Stack,
     head: HeadSpec,
     matrix: Option<Linear>,
+    summary: Option<Summary>,
     context: usize,
 }
 
@@ -160,17 +162,23 @@ impl Decoder {
         let hidden = stack.spec().hidden;
         let matrix = match &spec.head {
             HeadSpec::States => None,
-            HeadSpec::NextToken(logits) => Some(logits_matrix(loader, &stack, logits)?),
+            HeadSpec::NextToken(logits) => Some(logits_matrix(loader, &stack, logits, hidden)?),
             HeadSpec::SequenceLabels { labels, .. } => Some(loader.linear("head.labels", *labels, hidden, false)?),
             HeadSpec::TokenLabels { labels } => Some(loader.linear("head.token_labels", *labels, hidden, true)?),
             HeadSpec::Span => Some(loader.linear("head.span", 2, hidden, true)?),
         };
-        Ok(Self { stack, head: spec.head, matrix, context: spec.context })
+        let summary = spec.summary.as_ref().map(|summary| Summary::load(loader, summary, hidden)).transpose()?;
+        Ok(Self { stack, head: spec.head, matrix, summary, context: spec.context })
     }
 
     /// The most positions of a sequence.
     pub fn context(&self) -> usize {
         self.context
+    }
+
+    /// Elements of a token's state.
+    pub fn hidden(&self) -> usize {
+        self.stack.spec().hidden
     }
 
     /// Tokens in the vocabulary.
@@ -211,7 +219,7 @@ impl Decoder {
     ) -> Result<Option<Tensor>, ModelError> {
         let known: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
         let ids = Tensor::whole(engine, known.clone(), &[ids.len()]).map_err(ModelError::at("tokens"))?;
-        self.read(Tokens { ids: &ids, known: &known, types: None }, rows, wanted, state)
+        self.read(Tokens { ids: &ids, known: &known, types: None }, rows, wanted, state, None)
     }
 
     fn read(
@@ -220,19 +228,29 @@ impl Decoder {
         rows: &[Row],
         wanted: &[usize],
         state: &mut State,
+        spliced: Option<&Spliced>,
     ) -> Result<Option<Tensor>, ModelError> {
+        let x = self.states(tokens, rows, state, spliced)?;
+        if wanted.is_empty() { Ok(None) } else { self.head(&x, wanted).map(Some) }
+    }
+
+    /// The states of tokens after all layers, before the norm.
+    fn states(
+        &self,
+        tokens: Tokens<'_>,
+        rows: &[Row],
+        state: &mut State,
+        spliced: Option<&Spliced>,
+    ) -> Result<Tensor, ModelError> {
         let count: usize = rows.iter().map(|row| row.len).sum();
         if count != tokens.known.len() || count == 0 {
             let expected = format!("{count} tokens, and at least one");
             return Err(ModelError::State { place: "rows", expected, found: tokens.known.len().to_string() });
         }
-        let x = self.embed(tokens, rows)?;
+        let x = self.stack.embed_spliced(tokens, rows, spliced)?;
         let x = self.layers(0..self.stack.spec().layers.len(), x, rows, state)?;
         state.advance(rows);
-        if wanted.is_empty() {
-            return Ok(None);
-        }
-        self.head(&x, wanted).map(Some)
+        Ok(x)
     }
 
     /// The states of tokens: the first stage of a model that is split.
@@ -287,23 +305,73 @@ impl Decoder {
         }
     }
 
-    /// Answers all that the model's class answers: of `input_ids` and perhaps `attention_mask`.
+    /// Answers all that the model's class answers: of `input_ids`, and perhaps `attention_mask` and `token_type_ids`, each
+    /// `[sequences, tokens]` or `[groups, choices, tokens]`; and perhaps of `mc_token_ids`, the tokens that stand for
+    /// sequences.
     ///
     /// # Errors
     ///
     /// When an input is missing, not supported, or of the wrong shape.
     pub fn answer(&self, inputs: &Inputs) -> Result<Outputs, ModelError> {
-        inputs.only(&["input_ids", "attention_mask", "token_type_ids"])?;
+        let known = ["input_ids", "attention_mask", "token_type_ids"];
+        inputs.only(&[&known[..], if self.summary.is_some() { &["mc_token_ids"] } else { &[] }].concat())?;
         let batch = Batch::of(inputs, "input_ids", "attention_mask")?.with_types(inputs, "token_type_ids")?;
-        let (rows, mut state) = (batch.rows(), self.state());
+        let places = match inputs.optional_whole("mc_token_ids")? {
+            Some((places, _)) if places.len() == batch.sequences => Some(places),
+            Some((_, dims)) => {
+                let expected = format!("a token of each of {} sequences", batch.sequences);
+                return Err(ModelError::input("mc_token_ids", &expected, dims));
+            }
+            None => None,
+        };
+        let outputs = self.answered(&batch, &mut self.state(), None, places.as_deref())?;
+        match *inputs.whole("input_ids")?.1 {
+            [groups, choices, _] => {
+                outputs.into_iter().map(|(name, x)| Ok((name, grouped(&x, groups, choices)?))).collect()
+            }
+            _ => Ok(outputs),
+        }
+    }
+
+    /// The same of a batch that is read anew into a state, with other states in place of some tokens'.
+    ///
+    /// # Errors
+    ///
+    /// When the batch does not fit.
+    pub fn answer_batch(
+        &self,
+        batch: &Batch,
+        state: &mut State,
+        spliced: Option<&Spliced>,
+    ) -> Result<Outputs, ModelError> {
+        self.answered(batch, state, spliced, None)
+    }
+
+    fn answered(
+        &self,
+        batch: &Batch,
+        state: &mut State,
+        spliced: Option<&Spliced>,
+        places: Option<&[i64]>,
+    ) -> Result<Outputs, ModelError> {
+        let rows = batch.rows();
         for (slot, absent) in batch.absent.iter().enumerate() {
             state.hide(slot, absent.clone());
         }
         let wanted = match self.head {
-            HeadSpec::SequenceLabels { padding, .. } => last_tokens(&batch, padding),
+            HeadSpec::SequenceLabels { padding, .. } => last_tokens(batch, padding),
             _ => (0..batch.known.len()).collect(),
         };
-        let Some(x) = self.read(batch.tokens(), &rows, &wanted, &mut state)? else { return Ok(Vec::new()) };
+        let states = self.states(batch.tokens(), &rows, state, spliced)?;
+        let x = self.head(&states, &wanted)?;
+        let summary = match &self.summary {
+            Some(summary) => {
+                let finished = self.stack.finish(&states)?;
+                let made = batch.apart(&finished).and_then(|x| summary.forward(&x, places));
+                Some(made.map_err(ModelError::at("summary"))?)
+            }
+            None => None,
+        };
         let named = || -> Result<Outputs, TensorError> {
             Ok(match &self.head {
                 HeadSpec::States => vec![("last_hidden_state".into(), batch.apart(&x)?)],
@@ -312,7 +380,9 @@ impl Decoder {
                 HeadSpec::Span => span(&batch.apart(&x)?)?,
             })
         };
-        named().map_err(ModelError::at("head"))
+        let mut outputs = named().map_err(ModelError::at("head"))?;
+        outputs.extend(summary.map(|summary| ("mc_logits".into(), summary)));
+        Ok(outputs)
     }
 
     /// Reads prompts of one length: `input_ids`, all of whose tokens are seen.
@@ -321,15 +391,24 @@ impl Decoder {
     ///
     /// When the model does not generate, or the input is missing.
     pub fn begin(&self, inputs: &Inputs) -> Result<Begun, ModelError> {
+        let batch = Batch::of(inputs, "input_ids", "attention_mask")?.with_types(inputs, "token_type_ids")?;
+        let mut begun = self.begin_batch(&batch, self.state(), None)?;
+        batch.keep_types(inputs, &mut begun.state)?;
+        Ok(begun)
+    }
+
+    /// The same of a batch that is read anew into a state, with other states in place of some tokens'.
+    ///
+    /// # Errors
+    ///
+    /// When the model does not generate, or the batch does not fit.
+    pub fn begin_batch(&self, batch: &Batch, mut state: State, spliced: Option<&Spliced>) -> Result<Begun, ModelError> {
         if !matches!(self.head, HeadSpec::NextToken(_)) {
             return Err(ModelError::no_generation());
         }
-        let batch = Batch::of(inputs, "input_ids", "attention_mask")?.with_types(inputs, "token_type_ids")?;
-        let mut state = self.state();
-        let wanted: Vec<usize> = (1..=batch.sequences).map(|row| row * batch.length - 1).collect();
-        let logits = self.read(batch.tokens(), &batch.rows(), &wanted, &mut state)?;
+        let wanted: Vec<usize> = (1..=batch.sequences).map(|row| (row * batch.length).saturating_sub(1)).collect();
+        let logits = self.read(batch.tokens(), &batch.rows(), &wanted, &mut state, spliced)?;
         let logits = logits.ok_or_else(ModelError::no_generation)?;
-        batch.keep_types(inputs, &mut state)?;
         Ok(Begun { state, sequences: batch.sequences_of_tokens(), logits })
     }
 
@@ -342,20 +421,25 @@ impl Decoder {
         let next = NextTokens::new(self.stack.embedding().table().engine(), tokens, state)?;
         let wanted: Vec<usize> = (0..tokens.len()).collect();
         let rows = state.next_rows();
-        let logits = self.read(next.tokens(), &rows, &wanted, state)?;
+        let logits = self.read(next.tokens(), &rows, &wanted, state, None)?;
         logits.ok_or_else(ModelError::no_generation)
     }
 }
 
-/// The matrix that makes logits: the table of embeddings, or one of its own.
+/// The matrix that makes logits of `inputs` elements: the table of embeddings, or one of its own.
 ///
 /// # Errors
 ///
 /// When its weights cannot be read.
-pub fn logits_matrix(loader: &Loader<'_>, stack: &Stack, spec: &LogitsSpec) -> Result<Linear, ModelError> {
-    let (vocabulary, hidden) = (stack.spec().embed.vocabulary, stack.spec().hidden);
+pub fn logits_matrix(
+    loader: &Loader<'_>,
+    stack: &Stack,
+    spec: &LogitsSpec,
+    inputs: usize,
+) -> Result<Linear, ModelError> {
+    let vocabulary = stack.spec().embed.vocabulary;
     if !spec.tied {
-        return loader.linear("head.next_token", vocabulary, hidden, spec.bias);
+        return loader.linear("head.next_token", vocabulary, inputs, spec.bias);
     }
     let bias = spec.bias.then(|| loader.tensor("head.next_token.bias", &[vocabulary])).transpose()?;
     Ok(Linear { weight: stack.embedding().table().clone(), bias })
@@ -384,6 +468,12 @@ pub fn logits(x: &Tensor, matrix: &Linear, spec: &LogitsSpec) -> Result<Tensor, 
 /// When it is of another shape.
 pub fn span(x: &Tensor) -> Result<Outputs, TensorError> {
     Ok(vec![("start_logits".into(), x.at(-1, 0)?), ("end_logits".into(), x.at(-1, 1)?)])
+}
+
+/// `[groups * choices, ..]` as `[groups, choices, ..]`.
+fn grouped(x: &Tensor, groups: usize, choices: usize) -> Result<Tensor, ModelError> {
+    let rest = x.dims().get(1..).unwrap_or_default();
+    x.reshape(&[&[groups, choices], rest].concat()).map_err(ModelError::at("head"))
 }
 
 /// The place of each sequence's last token that is no padding; its first where all are, as Hugging Face has it.

@@ -4,7 +4,8 @@ use accel_backends::tensor::{Linear, Tensor, TensorError};
 
 use crate::ModelError;
 use crate::cache::State;
-use crate::family::decoder::{Batch, NextTokens, logits, logits_matrix, span};
+use crate::family::decoder::{Batch, NextTokens, absent, logits, logits_matrix, span};
+use crate::layers::attention::Source;
 use crate::layers::norm::Norm;
 use crate::model::{Begun, Inputs, Outputs};
 use crate::rules::Loader;
@@ -38,7 +39,9 @@ impl Tokens {
             let layer = loader.linear("head.transform", width, hidden, true)?;
             Ok::<_, ModelError>((layer, Norm::load(loader, "head.transform_norm", norm, width)?))
         });
-        let (transform, matrix) = (transform.transpose()?, logits_matrix(loader, stack, &spec.logits)?);
+        let transform = transform.transpose()?;
+        let inputs = if transform.is_some() { width } else { hidden };
+        let matrix = logits_matrix(loader, stack, &spec.logits, inputs)?;
         Ok(Self { spec: spec.clone(), transform, matrix })
     }
 
@@ -101,28 +104,44 @@ impl Encoder {
     }
 
     /// Answers all that the model's class answers: of `input_ids`, and perhaps `attention_mask` and `token_type_ids`,
-    /// each `[sequences, tokens]`, or `[groups, choices, tokens]` for a choice.
+    /// each `[sequences, tokens]`, or `[groups, choices, tokens]` for a choice. Models that look at something are perhaps
+    /// given it, as `encoder_hidden_states` `[sequences, positions, hidden]` with `encoder_attention_mask`.
     ///
     /// # Errors
     ///
     /// When an input is missing, not supported, or of the wrong shape.
     pub fn answer(&self, inputs: &Inputs) -> Result<Outputs, ModelError> {
-        inputs.only(&["input_ids", "attention_mask", "token_type_ids"])?;
+        let known = ["input_ids", "attention_mask", "token_type_ids"];
+        let looks = self.stack.spec().layers.iter().any(|layer| layer.cross.is_some());
+        let at: &[_] = if looks { &["encoder_hidden_states", "encoder_attention_mask"] } else { &[] };
+        inputs.only(&[&known[..], at].concat())?;
         let batch = Batch::of(inputs, "input_ids", "attention_mask")?.with_types(inputs, "token_type_ids")?;
         let groups = inputs.whole("input_ids")?.1[0];
-        let x = self.states(&batch)?;
+        let x = self.states(&batch, self.source(inputs, &batch)?.as_ref())?;
         self.outputs(&x, groups)
     }
 
-    /// The states of a batch: `[sequences, tokens, hidden]`.
-    ///
-    /// # Errors
-    ///
-    /// When a token or a position is in no table.
-    pub fn states(&self, batch: &Batch) -> Result<Tensor, ModelError> {
+    /// The states of a batch that looks at something: `[sequences, tokens, hidden]`.
+    fn states(&self, batch: &Batch, source: Option<&Source>) -> Result<Tensor, ModelError> {
         let rows = batch.rows();
-        let x = self.stack.states(batch.tokens(), &batch.reading(&rows), None)?;
+        let x = self.stack.states(batch.tokens(), &Reading { source, ..batch.reading(&rows) }, None)?;
         batch.apart(&x).map_err(ModelError::at("states"))
+    }
+
+    /// What the sequences of a batch look at.
+    fn source(&self, inputs: &Inputs, batch: &Batch) -> Result<Option<Source>, ModelError> {
+        const STATES: &str = "encoder_hidden_states";
+        let (Some(states), hidden) = (inputs.optional(STATES), self.stack.spec().hidden) else { return Ok(None) };
+        let &[sequences, length, width] = states.dims() else {
+            return Err(ModelError::input(STATES, "[sequences, positions, hidden]", states.dims()));
+        };
+        if (sequences, width) != (batch.sequences, hidden) {
+            let expected = format!("[{}, positions, {hidden}]", batch.sequences);
+            return Err(ModelError::input(STATES, &expected, states.dims()));
+        }
+        let absent = absent(inputs, "encoder_attention_mask", sequences, length)?;
+        let states = states.flatten(0, 1).map_err(ModelError::at(STATES))?;
+        Ok(Some(Source { states, lengths: vec![length; sequences], absent }))
     }
 
     fn outputs(&self, x: &Tensor, groups: usize) -> Result<Outputs, ModelError> {
@@ -186,7 +205,9 @@ impl Encoder {
     pub fn begin(&self, inputs: &Inputs) -> Result<Begun, ModelError> {
         let batch = Batch::of(inputs, "input_ids", "attention_mask")?.with_types(inputs, "token_type_ids")?;
         let (rows, mut state) = (batch.rows(), State::new(self.stack.spec().layers.len()));
-        let states = self.stack.states(batch.tokens(), &batch.reading(&rows), Some(&mut state))?;
+        let source = self.source(inputs, &batch)?;
+        let reading = Reading { source: source.as_ref(), ..batch.reading(&rows) };
+        let states = self.stack.states(batch.tokens(), &reading, Some(&mut state))?;
         let last = batch.apart(&states).and_then(|x| x.at(1, batch.length - 1)).map_err(ModelError::at("head"))?;
         batch.keep_types(inputs, &mut state)?;
         Ok(Begun { sequences: batch.sequences_of_tokens(), state, logits: self.logits(&last)? })

@@ -73,7 +73,7 @@ impl EncoderDecoder {
             EncoderDecoderHead::States => {}
             EncoderDecoderHead::NextToken { logits, row: has_row } => {
                 let stack = decoder.as_ref().unwrap_or(&encoder);
-                matrix = Some(logits_matrix(loader, stack, logits)?);
+                matrix = Some(logits_matrix(loader, stack, logits, hidden)?);
                 let vocabulary = stack.spec().embed.vocabulary;
                 row = has_row.then(|| loader.tensor("head.row", &[1, vocabulary])).transpose()?;
             }

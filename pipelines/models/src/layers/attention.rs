@@ -8,8 +8,9 @@ use accel_backends::tensor::{
 use crate::ModelError;
 use crate::cache::{Across, LayerState, Row};
 use crate::layers::norm::Norm;
+use crate::layers::relative::{Distances, Relative};
 use crate::rules::Loader;
-use crate::spec::{AttentionSpec, QkvLayout, RelativeSpec};
+use crate::spec::{AttentionSpec, QkvLayout};
 
 /// What attention does with queries, keys and values that are made.
 #[derive(Debug)]
@@ -36,13 +37,7 @@ pub struct Attention {
     k_norm: Option<Norm>,
     norms_whole: bool,
     relative: Option<Relative>,
-}
-
-/// Vectors of distances: `[2 * reach - 1, head]`.
-#[derive(Debug)]
-struct Relative {
-    table: Tensor,
-    spec: RelativeSpec,
+    blind_padding: bool,
 }
 
 /// What one pass tells its attentions.
@@ -58,6 +53,8 @@ pub struct Pass<'a> {
     pub angles: &'a [(Angles, RopeStyle)],
     /// Of each row what distance adds to the scores, `[heads or 1, len, past + len]`; or none.
     pub bias: &'a [Tensor],
+    /// The vectors of distances.
+    pub distances: Option<&'a Distances>,
     /// What the sequences are made from.
     pub source: Option<&'a Source>,
 }
@@ -111,10 +108,7 @@ impl Attention {
                 .transpose()
         };
         let sinks = spec.sinks.then(|| loader.tensor(&at("sinks"), &[spec.heads])).transpose()?;
-        let relative = spec.relative.map(|relative| {
-            let table = loader.weight(&at("distance"), &[2 * relative.reach - 1, spec.head])?;
-            Ok::<_, ModelError>(Relative { table, spec: relative })
-        });
+        let relative = spec.relative.map(|relative| Relative::load(loader, name, spec, relative, [&q, &k]));
         Ok(Self {
             relative: relative.transpose()?,
             core: Core { name: loader.name(name), shape, sinks },
@@ -127,6 +121,7 @@ impl Attention {
             q_norm: norm("q_norm", wide)?,
             k_norm: norm("k_norm", narrow)?,
             norms_whole: spec.qk_norm.is_some_and(|norm| norm.whole),
+            blind_padding: spec.blind_padding,
         })
     }
 
@@ -144,9 +139,15 @@ impl Attention {
         let v = self.clipped(v)?;
         let bias = match &self.relative {
             None => pass.bias.to_vec(),
-            Some(relative) => relative.bias(&q, &k, &self.core.shape, pass.rows).map_err(at())?,
+            Some(relative) => relative.bias([&q, &k], &self.core.shape, pass.rows, pass.distances).map_err(at())?,
         };
-        self.core.forward(&q, k, v, pass, &bias, state)?.linear(&self.out).map_err(at())
+        let blind = if self.blind_padding { blind(&v, pass).map_err(at())? } else { None };
+        let attended = self.core.forward(&q, k, v, pass, &bias, state)?;
+        let attended = match blind {
+            Some((padding, means)) => padding.select(&means, &attended).map_err(at())?,
+            None => attended,
+        };
+        attended.linear(&self.out).map_err(at())
     }
 
     /// Tokens attend to what their sequence is made from, whose keys and values stay in the state.
@@ -210,38 +211,6 @@ impl Attention {
             }
             None => Ok(x),
         }
-    }
-}
-
-impl Relative {
-    /// What is added to the scores of each row: `[heads, len, past + len]`.
-    fn bias(&self, q: &Tensor, k: &Tensor, shape: &AttentionShape, rows: &[Row]) -> Result<Vec<Tensor>, TensorError> {
-        let reach = self.spec.reach;
-        let mut first = 0;
-        let mut biases = Vec::with_capacity(rows.len());
-        for row in rows {
-            let (queries, keys) = (row.len, row.past + row.len);
-            if self.spec.of_keys && row.past > 0 {
-                let expected = "whole sequences, where distances are multiplied with keys";
-                let found = format!("{} positions before", row.past);
-                return Err(TensorError::Shape { operation: "distances", expected: expected.into(), found });
-            }
-            let place = |query: usize, key: usize| (row.past + query + reach - 1).saturating_sub(key) as i64;
-            let places = (0..queries).flat_map(|query| (0..keys).map(move |key| place(query, key)));
-            let places = Tensor::whole(q.engine(), places.collect(), &[queries, keys])?;
-            // [queries, keys, head]
-            let vectors = self.table.gather(0, &places)?;
-            let own = q.narrow(0, first, queries)?.reshape(&[queries, shape.heads, shape.head])?;
-            let mut bias = own.matmul(&vectors.transpose(1, 2)?)?.permute(&[1, 0, 2])?;
-            if self.spec.of_keys {
-                let own = k.narrow(0, first, keys)?.reshape(&[keys, shape.kv_heads, shape.head])?;
-                let of_keys = own.matmul(&vectors.permute(&[1, 2, 0])?)?.permute(&[1, 2, 0])?;
-                bias = bias.add(&of_keys)?;
-            }
-            biases.push(bias.scale(shape.scale)?);
-            first += row.len;
-        }
-        Ok(biases)
     }
 }
 
@@ -344,6 +313,23 @@ impl Core {
 
 /// How many keys a sequence has, and which of them no token sees.
 type Held<'a> = (usize, &'a [bool]);
+
+/// Where tokens are padding, whole `[tokens, 1]`, and the mean of all values of their sequences, `[tokens, width]`: what a
+/// token gives that sees no key, where its scores are made equal instead. v: `[tokens, width]`. None without padding.
+fn blind(v: &Tensor, pass: &Pass<'_>) -> Result<Option<(Tensor, Tensor)>, TensorError> {
+    if pass.absent.iter().all(|absent| !absent.contains(&true)) {
+        return Ok(None);
+    }
+    let (mut first, mut padding, mut means) = (0, Vec::new(), Vec::new());
+    for (row, absent) in pass.rows.iter().zip(pass.absent) {
+        let positions = row.past..row.past + row.len;
+        padding.extend(positions.map(|position| i64::from(absent.get(position) == Some(&true))));
+        means.push(v.narrow(0, first, row.len)?.mean(&[0])?.broadcast(&[row.len, v.dim(1)?])?);
+        first += row.len;
+    }
+    let padding = Tensor::whole(v.engine(), padding, &[first, 1])?;
+    Ok(Some((padding, Tensor::concat(&means, 0)?)))
+}
 
 /// The rows of queries, keys and values in one matrix.
 fn qkv_rows(spec: &AttentionSpec, interleaved: bool) -> [Vec<usize>; 3] {

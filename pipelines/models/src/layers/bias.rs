@@ -33,7 +33,8 @@ impl Bias {
     /// When its weights cannot be read.
     pub fn load(loader: &Loader<'_>, spec: &BiasSpec) -> Result<Self, ModelError> {
         Ok(match *spec {
-            BiasSpec::None => Self::None,
+            // Vectors are multiplied with each layer's queries and keys.
+            BiasSpec::None | BiasSpec::Vectors(_) => Self::None,
             BiasSpec::Alibi { heads, scale } => Self::Alibi(slopes(heads).into_iter().map(|s| s * scale).collect()),
             BiasSpec::Buckets { heads, buckets, largest } => {
                 Self::Buckets { table: loader.weight("distance", &[buckets, heads])?, buckets, largest }

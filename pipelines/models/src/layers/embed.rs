@@ -6,7 +6,7 @@ use crate::ModelError;
 use crate::cache::Row;
 use crate::layers::norm::Norm;
 use crate::rules::Loader;
-use crate::spec::{EmbedSpec, PositionSpec, SinusoidLayout, TypeSpec};
+use crate::spec::{EmbedSpec, PositionSpec, ProjectionSpec, SinusoidLayout, TypeSpec};
 
 /// Tables of embeddings with their weights.
 #[derive(Debug)]
@@ -28,6 +28,29 @@ pub struct Tokens<'a> {
     pub known: &'a [i64],
     /// Whole `[tokens]`: the type of each, where not all are of the first.
     pub types: Option<&'a Tensor>,
+}
+
+/// States that stand in place of some tokens' embeddings.
+#[derive(Clone, Debug)]
+pub struct Spliced {
+    /// `[places, width]`
+    pub states: Tensor,
+    /// Which tokens of the pass they stand for, in their order.
+    pub places: Vec<usize>,
+}
+
+impl Spliced {
+    /// x: `[tokens, width]` to the same shape.
+    fn into(&self, x: &Tensor) -> Result<Tensor, TensorError> {
+        let tokens = x.dim(0)?;
+        let mut rows: Vec<usize> = (0..tokens).collect();
+        for (state, &place) in self.places.iter().enumerate() {
+            let found = place as i64;
+            let row = rows.get_mut(place);
+            *row.ok_or(TensorError::Index { operation: "splice", found, rows: tokens })? = tokens + state;
+        }
+        Tensor::concat(&[x.clone(), self.states.clone()], 0)?.pick(0, &rows)
+    }
 }
 
 impl Embed {
@@ -55,9 +78,11 @@ impl Embed {
             TypeSpec::Table(types) => Some(loader.weight("types", &[types, spec.width])?),
             TypeSpec::None | TypeSpec::Tokens => None,
         };
-        let norm = Norm::load_optional(loader, "embed_norm", spec.norm.as_ref(), spec.width)?;
+        let after = spec.projection == ProjectionSpec::AfterNorm;
+        let norm_width = if after { spec.width } else { hidden };
+        let norm = Norm::load_optional(loader, "embed_norm", spec.norm.as_ref(), norm_width)?;
         let projection =
-            (spec.width != hidden).then(|| loader.linear("embed_projection", hidden, spec.width, true)).transpose()?;
+            (spec.width != hidden).then(|| loader.linear("embed_projection", hidden, spec.width, after)).transpose()?;
         Ok(Self { spec: spec.clone(), table, positions, types, norm, projection })
     }
 
@@ -66,14 +91,17 @@ impl Embed {
         &self.table
     }
 
-    /// The states of tokens: `[tokens, hidden]`.
+    /// The states of tokens, `[tokens, hidden]`, but for those that others stand in place of.
     ///
     /// # Errors
     ///
     /// When a token or a position is in no table.
-    pub fn forward(&self, tokens: Tokens<'_>, rows: &[Row]) -> Result<Tensor, ModelError> {
-        let x = self.of_tokens(tokens.ids).map_err(ModelError::at("embed"))?;
-        self.with_positions(x, tokens, rows)
+    pub fn forward(&self, tokens: Tokens<'_>, rows: &[Row], spliced: Option<&Spliced>) -> Result<Tensor, ModelError> {
+        let embed = || {
+            let x = self.table.embedding(tokens.ids)?;
+            self.scaled(spliced.map_or(Ok(x.clone()), |spliced| spliced.into(&x))?)
+        };
+        self.with_positions(embed().map_err(ModelError::at("embed"))?, tokens, rows)
     }
 
     /// The embeddings of tokens, without anything that is added: `[tokens, width]`.
@@ -82,7 +110,10 @@ impl Embed {
     ///
     /// When a token is not in the table.
     pub fn of_tokens(&self, ids: &Tensor) -> Result<Tensor, TensorError> {
-        let x = self.table.embedding(ids)?;
+        self.scaled(self.table.embedding(ids)?)
+    }
+
+    fn scaled(&self, x: Tensor) -> Result<Tensor, TensorError> {
         if self.spec.scale == 1.0 { Ok(x) } else { x.scale(self.spec.scale) }
     }
 
@@ -109,13 +140,14 @@ impl Embed {
             Ok::<_, TensorError>(x)
         };
         let x = add().map_err(ModelError::at("embed"))?;
-        let x = match &self.norm {
-            Some(norm) => norm.forward(&x)?,
-            None => x,
-        };
-        match &self.projection {
+        let normed = |x: Tensor| self.norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x));
+        let projected = |x: Tensor| match &self.projection {
             Some(projection) => x.linear(projection).map_err(ModelError::at("embed_projection")),
             None => Ok(x),
+        };
+        match self.spec.projection {
+            ProjectionSpec::AfterNorm => projected(normed(x)?),
+            ProjectionSpec::BeforeNorm => normed(projected(x)?),
         }
     }
 

@@ -17,7 +17,10 @@ use accel_backends::tensor::{Angles, Engine, Tensor};
 use crate::ModelError;
 use crate::cache::Row;
 use crate::rules::Loader;
-use crate::spec::{RopeScaling, RopeSpec};
+use crate::spec::{RopeAxes, RopeScaling, RopeSpec};
+
+/// Where a token is on several axes: in time, from above and from the left, for what is seen in an image or a video.
+pub type Place = [i64; 3];
 
 /// The frequencies of one way of turning.
 #[derive(Debug)]
@@ -25,6 +28,8 @@ pub struct Rope {
     frequencies: Vec<f32>,
     longer: Longer,
     amplitude: f32,
+    /// Of each frequency, the axis that it belongs to.
+    axes: Vec<usize>,
 }
 
 /// What sequences beyond a length turn by instead.
@@ -43,6 +48,12 @@ impl Rope {
     /// When the factors cannot be read.
     pub fn load(loader: &Loader<'_>, spec: &RopeSpec) -> Result<Self, ModelError> {
         let half = spec.rotated / 2;
+        if let RopeAxes::Each(count) = spec.axes {
+            let own = wavelengths(spec.base, spec.rotated / count.max(1)).map(|length| 1.0 / length);
+            let own: Vec<f32> = own.collect();
+            let axes = (0..count).flat_map(|axis| std::iter::repeat_n(axis, own.len())).collect();
+            return Ok(Self { frequencies: own.repeat(count), longer: Longer::Same, amplitude: 1.0, axes });
+        }
         let plain = || wavelengths(spec.base, spec.rotated).map(|length| 1.0 / length);
         let divided = |factors: &[f64]| {
             let lengths = wavelengths(spec.base, spec.rotated).zip(factors);
@@ -71,18 +82,25 @@ impl Rope {
                 divided(short)
             }
         };
-        Ok(Self { frequencies, longer, amplitude: amplitude as f32 })
+        let axes = match &spec.axes {
+            RopeAxes::Split(counts) => {
+                counts.iter().enumerate().flat_map(|(axis, &count)| std::iter::repeat_n(axis, count)).collect()
+            }
+            _ => Vec::new(),
+        };
+        Ok(Self { frequencies, longer, amplitude: amplitude as f32, axes })
     }
 
-    /// The angles of every token of a pass: `[tokens, rotated / 2]`.
+    /// The angles of every token of a pass, `[tokens, rotated / 2]`; `places` are theirs where they have some.
     ///
     /// # Errors
     ///
     /// When a tensor cannot be made.
-    pub fn angles(&self, engine: &Engine, rows: &[Row]) -> Result<Angles, ModelError> {
+    pub fn angles(&self, engine: &Engine, rows: &[Row], places: Option<&[Place]>) -> Result<Angles, ModelError> {
         let tokens = rows.iter().map(|row| row.len).sum::<usize>();
         let capacity = tokens * self.frequencies.len();
         let (mut cosines, mut sines) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
+        let mut token = 0;
         for row in rows {
             let mut stretched = None;
             for position in row.past..row.past + row.len {
@@ -91,11 +109,15 @@ impl Rope {
                     stretched = Some((length, self.stretched(length)));
                 }
                 let other = stretched.as_ref().and_then(|(_, frequencies)| frequencies.as_deref());
-                for frequency in other.unwrap_or(&self.frequencies) {
-                    let (sin, cos) = libm::sincos(f64::from(position as f32 * frequency));
+                let place = places.and_then(|places| places.get(token)).filter(|_| !self.axes.is_empty());
+                for (number, frequency) in other.unwrap_or(&self.frequencies).iter().enumerate() {
+                    let axis = self.axes.get(number).copied().unwrap_or(0);
+                    let position = place.and_then(|place| place.get(axis)).map_or(position as f32, |&at| at as f32);
+                    let (sin, cos) = libm::sincos(f64::from(position * frequency));
                     cosines.push(cos as f32 * self.amplitude);
                     sines.push(sin as f32 * self.amplitude);
                 }
+                token += 1;
             }
         }
         let tensor = |values| Tensor::new(engine, values, &[tokens, self.frequencies.len()]);

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::{
     BiasSpec, EmbedSpec, FfnSpec, LatentSpec, LayerSpec, LogitsSpec, MixerSpec, MlpSpec, MoeSpec, NormSpec, NormsSpec,
-    ResidualSpec, RopeSpec, RopeStyle, RouterGroups, RouterScores, RouterSpec, SharedExpertSpec, Spec,
+    ResidualSpec, RopeAxes, RopeSpec, RopeStyle, RouterGroups, RouterScores, RouterSpec, SharedExpertSpec, Spec,
 };
 
 /// The model type.
@@ -104,7 +104,13 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         embed: EmbedSpec::plain(config.size("vocab_size")?, hidden),
         layers: (0..layers(config, "num_hidden_layers")?).map(layer).collect(),
         context: config.optional_size("max_position_embeddings")?.unwrap_or(4096),
-        ropes: vec![RopeSpec { base, rotated: turned, style, scaling: rope::scaling(config, base, turned)? }],
+        ropes: vec![RopeSpec {
+            base,
+            rotated: turned,
+            style,
+            scaling: rope::scaling(config, base, turned)?,
+            axes: RopeAxes::One,
+        }],
         bias: BiasSpec::None,
         final_norm: Some(norm),
     };

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::{
     AttentionSpec, BiasSpec, EmbedSpec, FfnSpec, LayerSpec, LogitsSpec, MixerSpec, MlpSpec, NormSpec, NormsSpec,
-    QkvLayout, ResidualSpec, RopeSpec, RopeStyle, Spec,
+    QkvLayout, ResidualSpec, RopeAxes, RopeSpec, RopeStyle, Spec,
 };
 
 /// The model type.
@@ -77,6 +77,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
             rotated: head,
             style: RopeStyle::Halves,
             scaling: rope::scaling(config, base, head)?,
+            axes: RopeAxes::One,
         }],
         bias: if alibi { BiasSpec::Alibi { heads, scale } } else { BiasSpec::None },
         final_norm: Some(norm),

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::{
     AttentionSpec, BiasSpec, EmbedSpec, FfnSpec, LayerSpec, LogitsSpec, MixerSpec, MlpSpec, NormSpec, NormsSpec,
-    ResidualSpec, RopeSpec, RopeStyle, Spec,
+    ResidualSpec, RopeAxes, RopeSpec, RopeStyle, Spec,
 };
 
 /// The model type.
@@ -82,6 +82,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
             rotated: head,
             style: RopeStyle::Halves,
             scaling: rope::scaling(config, base, head)?,
+            axes: RopeAxes::One,
         }],
         bias: BiasSpec::None,
         final_norm: Some(norm),

@@ -2,11 +2,12 @@
 
 use super::{Parts, activation, layers, sequential};
 use crate::ModelError;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace, decoder_head};
+use crate::arch::{Arch, Class, HeadKind, HuggingFace, decoder_head, unsupported};
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::{
-    AttentionSpec, BiasSpec, EmbedSpec, LogitsSpec, MlpSpec, NormSpec, PositionSpec, QkvLayout, Spec, TypeSpec,
+    AttentionSpec, BiasSpec, EmbedSpec, LogitsSpec, MlpSpec, NormSpec, PositionSpec, QkvLayout, Spec, SummaryOf,
+    SummarySpec, TypeSpec,
 };
 
 /// The model type.
@@ -18,7 +19,7 @@ pub const ARCH: Arch = Arch {
 const CLASSES: &[Class] = &[
     Class { name: "GPT2LMHeadModel", head: HeadKind::NextToken, base: "transformer." },
     Class { name: "GPT2Model", head: HeadKind::States, base: "" },
-    Class { name: "GPT2DoubleHeadsModel", head: HeadKind::NextToken, base: "transformer." },
+    Class { name: "GPT2DoubleHeadsModel", head: HeadKind::NextTokenAndChoice, base: "transformer." },
     Class { name: "GPT2ForSequenceClassification", head: HeadKind::SequenceLabels, base: "transformer." },
     Class { name: "GPT2ForTokenClassification", head: HeadKind::TokenLabels, base: "transformer." },
     Class { name: "GPT2ForQuestionAnswering", head: HeadKind::Span, base: "transformer." },
@@ -41,6 +42,7 @@ const HEADS: &[Rule] = &[
     Rule::new("head.token_labels", "classifier"),
     Rule::new("head.labels", "score"),
     Rule::new("head.span", "qa_outputs"),
+    Rule::new("head.summary", "multiple_choice_head.summary"),
 ];
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
@@ -69,5 +71,25 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         final_norm: Some(norm),
     };
     let logits = LogitsSpec::plain(config.truth_or("tie_word_embeddings", true)?);
-    Ok(parts.decoder(decoder_head(config, kind, logits)?))
+    let summary = (kind == HeadKind::NextTokenAndChoice).then(|| summary(config, hidden)).transpose()?;
+    Ok(parts.summarising(decoder_head(config, kind, logits)?, summary))
+}
+
+/// One logit of each sequence, whatever labels the configuration names.
+fn summary(config: &Config, hidden: usize) -> Result<SummarySpec, ModelError> {
+    let kind = config.optional_text("summary_type")?.unwrap_or_else(|| "cls_index".into());
+    let of = match kind.as_str() {
+        "first" => SummaryOf::First,
+        "last" => SummaryOf::Last,
+        "mean" => SummaryOf::Mean,
+        "cls_index" => SummaryOf::Place,
+        _ => return Err(unsupported(&config.path("summary_type"), kind, vec!["first, last, mean, cls_index"])),
+    };
+    let to_labels = config.truth_or("summary_proj_to_labels", true)?;
+    let layer = config.truth_or("summary_use_proj", true)?;
+    Ok(SummarySpec {
+        of,
+        outputs: layer.then_some(if to_labels { 1 } else { hidden }),
+        activation: activation(config, "summary_activation", "linear")?,
+    })
 }

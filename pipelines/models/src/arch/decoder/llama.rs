@@ -8,8 +8,8 @@ use crate::arch::{Arch, Class, Gguf, HeadKind, HuggingFace, decoder_head, rope};
 use crate::config::Config;
 use crate::rules::{Rule, Rules};
 use crate::spec::{
-    Activation, AttentionSpec, BiasSpec, EmbedSpec, HeadSpec, LogitsSpec, MlpSpec, NormSpec, RopeScaling, RopeSpec,
-    RopeStyle, Spec,
+    Activation, AttentionSpec, BiasSpec, EmbedSpec, HeadSpec, LogitsSpec, MlpSpec, NormSpec, RopeAxes, RopeScaling,
+    RopeSpec, RopeStyle, Spec,
 };
 
 /// The model type.
@@ -18,7 +18,7 @@ pub const ARCH: Arch = Arch {
     gguf: Some(Gguf {
         architecture: "llama",
         spec: gguf_spec,
-        rules: Rules { base: "", stack: GGUF_STACK, heads: GGUF_HEADS },
+        rules: Rules { prefix: "", base: "", stack: GGUF_STACK, heads: GGUF_HEADS },
     }),
 };
 
@@ -31,7 +31,7 @@ const CLASSES: &[Class] = &[
 ];
 
 /// The names of Hugging Face's checkpoints.
-pub(super) const STACK: &[Rule] = &[
+pub(in crate::arch) const STACK: &[Rule] = &[
     Rule::new("embed", "embed_tokens"),
     Rule::new("layers.{}.attn_norm", "layers.{}.input_layernorm"),
     Rule::new("layers.{}.attn.q", "layers.{}.self_attn.q_proj"),
@@ -46,7 +46,7 @@ pub(super) const STACK: &[Rule] = &[
 ];
 
 /// The names of all heads that Hugging Face's generic classes put on a stack (`modeling_layers.py`).
-pub(super) const HEADS: &[Rule] = &[
+pub(in crate::arch) const HEADS: &[Rule] = &[
     Rule::new("head.next_token", "lm_head"),
     Rule::new("head.labels", "score"),
     Rule::new("head.token_labels", "score"),
@@ -72,7 +72,7 @@ const GGUF_HEADS: &[Rule] = &[Rule::new("head.next_token", "output")];
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     let attention_bias = config.truth_or("attention_bias", false)?;
-    let change = |attention: &mut AttentionSpec, mlp: &mut MlpSpec| {
+    let change = |_, attention: &mut AttentionSpec, mlp: &mut MlpSpec| {
         (attention.qkv_bias, attention.out_bias) = (attention_bias, attention_bias);
         mlp.bias = config.truth_or("mlp_bias", false)?;
         Ok(())
@@ -80,32 +80,37 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     like_llama(config, kind, 2048, change)
 }
 
-/// A decoder with the keys of Llama's configuration, and what differs in its layers.
-pub(super) fn like_llama(
+/// A decoder with the keys of Llama's configuration, and what differs in each of its layers.
+pub(in crate::arch) fn like_llama(
     config: &Config,
     kind: HeadKind,
     context: usize,
-    change: impl FnOnce(&mut AttentionSpec, &mut MlpSpec) -> Result<(), ModelError>,
+    change: impl Fn(usize, &mut AttentionSpec, &mut MlpSpec) -> Result<(), ModelError>,
 ) -> Result<Spec, ModelError> {
     let hidden = config.size("hidden_size")?;
     let keys = ["num_attention_heads", "num_key_value_heads", "head_dim"];
     let (heads, kv_heads, head) = heads(config, keys, hidden)?;
     let base = config.optional_number("rope_theta")?.unwrap_or(10_000.0);
     let norm = NormSpec::rms(config.optional_number("rms_norm_eps")?.unwrap_or(1e-6));
-    let mut attention = AttentionSpec { rope: Some(0), ..AttentionSpec::plain(heads, kv_heads, head) };
-    let mut mlp = MlpSpec::gated(config.size("intermediate_size")?, activation(config, "hidden_act", "silu")?);
-    change(&mut attention, &mut mlp)?;
+    let attention = AttentionSpec { rope: Some(0), ..AttentionSpec::plain(heads, kv_heads, head) };
+    let mlp = MlpSpec::gated(config.size("intermediate_size")?, activation(config, "hidden_act", "silu")?);
+    let layer = |number| {
+        let (mut attention, mut mlp) = (attention.clone(), mlp.clone());
+        change(number, &mut attention, &mut mlp)?;
+        Ok(sequential(norm, attention, mlp))
+    };
     let logits = LogitsSpec::plain(config.truth_or("tie_word_embeddings", false)?);
     let parts = Parts {
         hidden,
         embed: EmbedSpec::plain(config.size("vocab_size")?, hidden),
-        layers: vec![sequential(norm, attention, mlp); layers(config, "num_hidden_layers")?],
+        layers: (0..layers(config, "num_hidden_layers")?).map(layer).collect::<Result<_, ModelError>>()?,
         context: config.optional_size("max_position_embeddings")?.unwrap_or(context),
         ropes: vec![RopeSpec {
             base,
             rotated: head,
             style: RopeStyle::Halves,
             scaling: rope::scaling(config, base, head)?,
+            axes: RopeAxes::One,
         }],
         bias: BiasSpec::None,
         final_norm: Some(norm),
@@ -150,6 +155,7 @@ fn gguf_spec(config: &Config, index: &TensorIndex) -> Result<Spec, ModelError> {
         rotated,
         style: RopeStyle::Pairs,
         scaling: gguf_rope_scaling(config, index)?,
+        axes: RopeAxes::One,
     };
     let parts = Parts {
         hidden,

@@ -29,7 +29,7 @@ const CLASSES: &[Class] = &[
 ];
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
-    llama::like_llama(config, kind, 131_072, |attention, _| {
+    llama::like_llama(config, kind, 131_072, |_, attention, _| {
         attention.window = config.optional_size("sliding_window")?;
         Ok(())
     })

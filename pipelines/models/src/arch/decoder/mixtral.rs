@@ -6,7 +6,7 @@ use crate::arch::{Arch, Class, HeadKind, HuggingFace, decoder_head, rope};
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::{
-    AttentionSpec, BiasSpec, EmbedSpec, FfnSpec, LayerSpec, LogitsSpec, MlpSpec, MoeSpec, NormSpec, RopeSpec,
+    AttentionSpec, BiasSpec, EmbedSpec, FfnSpec, LayerSpec, LogitsSpec, MlpSpec, MoeSpec, NormSpec, RopeAxes, RopeSpec,
     RopeStyle, RouterScores, RouterSpec, Spec,
 };
 
@@ -71,6 +71,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
             rotated: head,
             style: RopeStyle::Halves,
             scaling: rope::scaling(config, base, head)?,
+            axes: RopeAxes::One,
         }],
         bias: BiasSpec::None,
         final_norm: Some(norm),

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::{
     AttentionSpec, BiasSpec, EmbedSpec, FfnSpec, LayerSpec, LogitsSpec, MixerSpec, MlpSpec, NormSpec, NormsSpec,
-    QkNormSpec, ResidualSpec, RopeSpec, RopeStyle, Spec,
+    QkNormSpec, ResidualSpec, RopeAxes, RopeSpec, RopeStyle, Spec,
 };
 
 /// The model type.
@@ -67,6 +67,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
             rotated,
             style: RopeStyle::Halves,
             scaling: rope::scaling(config, base, rotated)?,
+            axes: RopeAxes::One,
         }],
         bias: BiasSpec::None,
         final_norm: Some(norm),

@@ -42,6 +42,11 @@ pub(super) const STACK: &[Rule] = &[
     Rule::new("layers.{}.attn.distance", "encoder.layer.{}.attention.self.distance_embedding"),
     Rule::new("layers.{}.attn.out", "encoder.layer.{}.attention.output.dense"),
     Rule::new("layers.{}.attn_sum_norm", "encoder.layer.{}.attention.output.LayerNorm"),
+    Rule::new("layers.{}.cross.q", "encoder.layer.{}.crossattention.self.query"),
+    Rule::new("layers.{}.cross.k", "encoder.layer.{}.crossattention.self.key"),
+    Rule::new("layers.{}.cross.v", "encoder.layer.{}.crossattention.self.value"),
+    Rule::new("layers.{}.cross.out", "encoder.layer.{}.crossattention.output.dense"),
+    Rule::new("layers.{}.cross_sum_norm", "encoder.layer.{}.crossattention.output.LayerNorm"),
     Rule::new("layers.{}.mlp.up", "encoder.layer.{}.intermediate.dense"),
     Rule::new("layers.{}.mlp.down", "encoder.layer.{}.output.dense"),
     Rule::new("layers.{}.mlp_sum_norm", "encoder.layer.{}.output.LayerNorm"),
@@ -80,8 +85,8 @@ pub(super) fn stack(config: &Config) -> Result<StackSpec, ModelError> {
     let kind = config.optional_text("position_embedding_type")?.unwrap_or_else(|| "absolute".into());
     let relative = match kind.as_str() {
         "absolute" => None,
-        "relative_key" => Some(RelativeSpec { reach: rows, of_keys: false }),
-        "relative_key_query" => Some(RelativeSpec { reach: rows, of_keys: true }),
+        "relative_key" => Some(RelativeSpec::Own { reach: rows, of_keys: false }),
+        "relative_key_query" => Some(RelativeSpec::Own { reach: rows, of_keys: true }),
         _ => {
             let supported = "absolute, relative_key, relative_key_query".into();
             let what = config.path("position_embedding_type");
@@ -93,17 +98,20 @@ pub(super) fn stack(config: &Config) -> Result<StackSpec, ModelError> {
         Some(_) => PositionSpec::None,
     };
     let norm = norm(config)?;
+    let causal = config.truth_or("is_decoder", false)?;
+    let across = config.truth_or("add_cross_attention", false)?;
+    if across && !causal {
+        return Err(config.wrong("add_cross_attention", "false, as is_decoder is").into());
+    }
+    let attention = AttentionSpec::plain(heads, heads, hidden / heads).with_biases();
     let layer = LayerSpec {
-        mixer: MixerSpec::Attention(AttentionSpec {
-            relative,
-            ..AttentionSpec::plain(heads, heads, hidden / heads).with_biases()
-        }),
-        cross: None,
+        mixer: MixerSpec::Attention(AttentionSpec { relative, ..attention.clone() }),
+        cross: across.then_some(attention),
         ffn: FfnSpec::Dense(MlpSpec::plain(
             config.size("intermediate_size")?,
             activation(config, "hidden_act", "gelu")?,
         )),
-        norms: NormsSpec::after(norm),
+        norms: NormsSpec { cross_sum: across.then_some(norm), ..NormsSpec::after(norm) },
         residual: ResidualSpec::Sequential,
         residual_scale: 1.0,
     };
@@ -115,7 +123,7 @@ pub(super) fn stack(config: &Config) -> Result<StackSpec, ModelError> {
             norm: Some(norm),
             ..EmbedSpec::plain(config.size("vocab_size")?, hidden)
         },
-        causal: config.truth_or("is_decoder", false)?,
+        causal,
         ropes: Vec::new(),
         bias: BiasSpec::None,
         layers: vec![layer; layers(config, "num_hidden_layers")?],

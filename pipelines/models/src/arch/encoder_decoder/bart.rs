@@ -125,7 +125,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     };
     if let Some(kind) = of_decoder {
         let (stack, head) = (stack(config, true, true)?, decoder_head(config, kind, logits)?);
-        return Ok(Spec::Decoder(Box::new(DecoderSpec { stack, head, context })));
+        return Ok(Spec::Decoder(Box::new(DecoderSpec { stack, head, summary: None, context })));
     }
     Ok(Spec::EncoderDecoder(Box::new(EncoderDecoderSpec {
         encoder: stack(config, false, false)?,

@@ -130,7 +130,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     };
     if let Some(kind) = of_decoder {
         let (stack, head) = (stack(config, true, true)?, decoder_head(config, kind, logits)?);
-        return Ok(Spec::Decoder(Box::new(DecoderSpec { stack, head, context: context(config)? })));
+        return Ok(Spec::Decoder(Box::new(DecoderSpec { stack, head, summary: None, context: context(config)? })));
     }
     let alone = matches!(kind, HeadKind::EncoderStates | HeadKind::SequenceLabels);
     Ok(Spec::EncoderDecoder(Box::new(EncoderDecoderSpec {

@@ -1,0 +1,3 @@
+//! Model types of the family that reads documents, one file each.
+
+pub mod rag;
