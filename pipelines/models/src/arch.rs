@@ -1,9 +1,11 @@
 //! The registry of model types: each is data that turns a configuration into a specification.
 
+pub mod codec;
 pub mod decoder;
 pub mod dit;
 pub mod encoder;
 pub mod encoder_decoder;
+pub mod speech;
 pub mod unet;
 pub mod vae;
 
@@ -79,6 +81,10 @@ pub enum HeadKind {
     DecoderStates,
     /// Logits of the next token, of the decoder alone.
     DecoderNextToken,
+    /// Logits of what is said at each place of a sound.
+    Transcript,
+    /// A vector for who speaks.
+    Speaker,
 }
 
 /// A model type in GGUF files.
@@ -109,8 +115,11 @@ pub const ALL: &[&Arch] = &[
     &encoder_decoder::switch_transformers::ARCH,
     &encoder_decoder::t5::ARCH,
     &encoder_decoder::whisper::ARCH,
+    &codec::encodec::ARCH,
     &dit::flux::ARCH,
     &dit::sd3::ARCH,
+    &speech::hubert::ARCH,
+    &speech::wav2vec2::ARCH,
     &unet::unet2d_condition::ARCH,
     &vae::autoencoder_kl::ARCH,
 ];

@@ -2,6 +2,7 @@
 
 pub mod attend;
 pub mod attention;
+pub mod batch_norm;
 pub mod bias;
 pub mod convolution;
 pub mod embed;
@@ -12,6 +13,8 @@ pub mod mlp;
 pub mod modulated;
 pub mod moe;
 pub mod norm;
+pub mod padded_convolution;
+pub mod recurrent;
 pub mod resample;
 pub mod resnet;
 pub mod rope;

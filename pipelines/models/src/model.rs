@@ -6,10 +6,12 @@ use accel_backends::tensor::Tensor;
 
 use crate::ModelError;
 use crate::cache::State;
+use crate::family::codec::Codec;
 use crate::family::decoder::Decoder;
 use crate::family::dit::Dit;
 use crate::family::encoder::Encoder;
 use crate::family::encoder_decoder::EncoderDecoder;
+use crate::family::speech::Speech;
 use crate::family::unet::Unet;
 use crate::family::vae::Vae;
 use crate::rules::Loader;
@@ -115,6 +117,10 @@ pub enum Model {
     EncoderDecoder(Box<EncoderDecoder>),
     /// Transformers of diffusion.
     Dit(Box<Dit>),
+    /// Codecs of sound.
+    Codec(Box<Codec>),
+    /// Models of speech.
+    Speech(Box<Speech>),
     /// Networks that tell what to take off a noisy image.
     Unet(Box<Unet>),
     /// Autoencoders of images.
@@ -144,6 +150,8 @@ impl Model {
             Spec::Encoder(spec) => Self::Encoder(Box::new(Encoder::load(loader, *spec)?)),
             Spec::EncoderDecoder(spec) => Self::EncoderDecoder(Box::new(EncoderDecoder::load(loader, *spec)?)),
             Spec::Dit(spec) => Self::Dit(Box::new(Dit::load(loader, *spec)?)),
+            Spec::Codec(spec) => Self::Codec(Box::new(Codec::load(loader, *spec)?)),
+            Spec::Speech(spec) => Self::Speech(Box::new(Speech::load(loader, *spec)?)),
             Spec::Unet(spec) => Self::Unet(Box::new(Unet::load(loader, *spec)?)),
             Spec::Vae(spec) => Self::Vae(Box::new(Vae::load(loader, &spec)?)),
         })
@@ -160,6 +168,8 @@ impl Model {
             Self::Encoder(model) => model.answer(inputs),
             Self::EncoderDecoder(model) => model.answer(inputs),
             Self::Dit(model) => model.answer(inputs),
+            Self::Codec(model) => model.answer(inputs),
+            Self::Speech(model) => model.answer(inputs),
             Self::Unet(model) => model.answer(inputs),
             Self::Vae(model) => model.answer(inputs),
         }

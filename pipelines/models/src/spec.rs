@@ -1,6 +1,8 @@
 //! What a model is made of, as nested values: everything that code needs to know, and no name of a model type.
 
+pub mod codec;
 pub mod dit;
+pub mod speech;
 pub mod unet;
 pub mod vae;
 
@@ -23,6 +25,10 @@ pub enum Spec {
     EncoderDecoder(Box<EncoderDecoderSpec>),
     /// A transformer of diffusion.
     Dit(Box<dit::DitSpec>),
+    /// A codec of sound.
+    Codec(Box<codec::CodecSpec>),
+    /// A model of speech.
+    Speech(Box<speech::SpeechSpec>),
     /// A network that tells what to take off a noisy image.
     Unet(Box<unet::UnetSpec>),
     /// An autoencoder of images.
