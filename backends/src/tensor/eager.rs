@@ -7,7 +7,7 @@ use crate::cpu::{Keys, Product};
 use super::op::{Attention, Binary, Compare, Convolution, Experts, NormKind, Op, Reduce, Unary};
 use super::{
     Activation, AttentionShape, Engine, KeysValues, Kind, QueryRow, RopeStyle, Tensor, TensorError, Value, Weight,
-    lower, shape,
+    lower, recurrence, shape,
 };
 
 type Result<T> = std::result::Result<T, TensorError>;
@@ -31,6 +31,7 @@ pub(super) fn apply(op: &Op, args: &[&Tensor]) -> Result<Vec<Tensor>> {
         },
         Op::Convolution(conv) => convolution(engine, conv, args)?,
         Op::Experts(experts) => self::experts(engine, *experts, args)?,
+        Op::CausalConvolution { .. } | Op::Scan(_) | Op::Wkv => return recurrence::eager(engine, op, args),
         Op::GroupNorm { .. } | Op::Softmax { .. } | Op::ConvolutionTransposed(_) => return lower(op, args),
         Op::Gather { axis } => gather(engine, *axis, args[0], args[1])?,
         _ => Tensor::dense(engine, primitive(op, args)?),
@@ -79,7 +80,7 @@ fn primitive(op: &Op, args: &[&Tensor]) -> Result<Candle> {
         Op::Affine { factor, offset } => x.affine(f64::from(*factor), f64::from(*offset))?,
         Op::Cast(Kind::Float) => x.to_dtype(DType::F32)?,
         Op::Cast(Kind::Whole) => x.to_dtype(DType::I64)?,
-        Op::MatMul => x.contiguous()?.broadcast_matmul(&candle(1)?.contiguous()?)?,
+        Op::MatMul => matmul(&x.contiguous()?, &candle(1)?.contiguous()?)?,
         Op::Reshape(dims) => x.reshape(dims.as_slice())?,
         Op::Permute(order) => x.permute(order.as_slice())?,
         Op::Broadcast(dims) => x.broadcast_as(dims.as_slice())?,
@@ -105,6 +106,17 @@ fn primitive(op: &Op, args: &[&Tensor]) -> Result<Candle> {
         Op::CumulativeSum { axis } => cumulative_sum(&x, *axis)?,
         _ => return Err(shape(op.name(), "a primitive", &[])),
     })
+}
+
+/// Candle multiplies up to two leading dimensions; equal ones are as one.
+fn matmul(a: &Candle, b: &Candle) -> candle_core::Result<Candle> {
+    let ([lead @ .., m, k], [other @ .., _, n]) = (a.dims(), b.dims()) else { return a.broadcast_matmul(b) };
+    if lead.len() <= 2 || lead != other {
+        return a.broadcast_matmul(b);
+    }
+    let batch: usize = lead.iter().product();
+    let product = a.reshape((batch, *m, *k))?.matmul(&b.reshape((batch, *k, *n))?)?;
+    product.reshape([lead, &[*m, *n]].concat())
 }
 
 fn unary(unary: Unary, x: &Candle) -> candle_core::Result<Candle> {

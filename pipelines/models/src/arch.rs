@@ -3,6 +3,7 @@
 pub mod codec;
 pub mod decoder;
 pub mod dit;
+pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
 pub mod speech;
@@ -10,6 +11,8 @@ pub mod unet;
 pub mod vae;
 
 mod rope;
+pub mod vision;
+pub mod vision_language;
 
 use accel_backends::files::ModelFiles;
 use accel_backends::weights::TensorIndex;
@@ -81,10 +84,40 @@ pub enum HeadKind {
     DecoderStates,
     /// Logits of the next token, of the decoder alone.
     DecoderNextToken,
+    /// What is made of an image.
+    Image(ImageHead),
     /// Logits of what is said at each place of a sound.
     Transcript,
     /// A vector for who speaks.
     Speaker,
+}
+
+/// Kinds of heads of models that see images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageHead {
+    /// None, and no pooled state either.
+    Unpooled,
+    /// Logits of an image's labels.
+    Labels,
+    /// The pixels of an image of which parts were hidden.
+    Pixels,
+    /// Maps of some stages.
+    Maps,
+    /// How images and texts compare.
+    Similarity,
+    /// The text half alone, projected or not.
+    Text {
+        /// Whether it is projected.
+        projected: bool,
+    },
+    /// The image half alone, projected.
+    Projected,
+    /// A text about an image.
+    Caption,
+    /// The answer to a question about an image.
+    Answer,
+    /// Whether a text fits an image.
+    Match,
 }
 
 /// A model type in GGUF files.
@@ -100,15 +133,20 @@ pub struct Gguf {
 
 /// All model types.
 pub const ALL: &[&Arch] = &[
+    // Texts.
     &decoder::bloom::ARCH,
     &decoder::deepseek_v3::ARCH,
     &decoder::falcon::ARCH,
     &decoder::gemma2::ARCH,
     &decoder::gpt2::ARCH,
+    &decoder::jamba::ARCH,
     &decoder::llama::ARCH,
+    &decoder::mamba::ARCH,
+    &decoder::mamba2::ARCH,
     &decoder::mistral::ARCH,
     &decoder::mixtral::ARCH,
     &decoder::phi::ARCH,
+    &decoder::rwkv::ARCH,
     &encoder::bert::ARCH,
     &encoder::dpr::ARCH,
     &encoder_decoder::bart::ARCH,
@@ -122,6 +160,15 @@ pub const ALL: &[&Arch] = &[
     &speech::wav2vec2::ARCH,
     &unet::unet2d_condition::ARCH,
     &vae::autoencoder_kl::ARCH,
+    // Vision.
+    &vision::convnext::ARCH,
+    &vision::swin::ARCH,
+    &vision::vit::ARCH,
+    // Images and texts.
+    &dual_encoder::clip::ARCH,
+    &dual_encoder::clip::TEXT,
+    &dual_encoder::clip::VISION,
+    &vision_language::blip::ARCH,
 ];
 
 /// What a model is, and where its weights lie.

@@ -56,7 +56,7 @@ pub enum ConfigError {
 }
 
 /// A configuration, or a section of one.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Config {
     path: String,
     values: Map<String, Value>,
@@ -72,9 +72,13 @@ impl Config {
         let text = read_small(files, CONFIG_FILE, CONFIG_BYTES_MAX)
             .map_err(|source| ConfigError::Read { file: CONFIG_FILE.into(), source })?
             .ok_or(ConfigError::NoFile)?;
-        let values = serde_json::from_slice(&text)
-            .map_err(|error| ConfigError::Syntax { file: CONFIG_FILE.into(), reason: error.to_string() })?;
-        Ok(Self { path: CONFIG_FILE.into(), values })
+        let values = serde_json::from_slice(&text).or_else(|error| match strict(&text) {
+            Some(text) => serde_json::from_slice(&text),
+            None => Err(error),
+        });
+        let syntax =
+            |error: serde_json::Error| ConfigError::Syntax { file: CONFIG_FILE.into(), reason: error.to_string() };
+        Ok(Self { path: CONFIG_FILE.into(), values: values.map_err(syntax)? })
     }
 
     /// The metadata of a GGUF file, without its lists.
@@ -149,7 +153,7 @@ impl Config {
     ///
     /// When it is mistyped.
     pub fn optional_number(&self, key: &str) -> Result<Option<f64>, ConfigError> {
-        self.optional(key, "a number", Value::as_f64)
+        self.optional(key, "a number", float)
     }
 
     /// A whole number of any sign that may be left out, such as the id of a token.
@@ -167,7 +171,7 @@ impl Config {
     ///
     /// When it is missing, mistyped or of another length.
     pub fn numbers(&self, key: &str, length: usize) -> Result<Vec<f64>, ConfigError> {
-        let numbers = |value: &Value| value.as_array()?.iter().map(Value::as_f64).collect::<Option<Vec<_>>>();
+        let numbers = |value: &Value| value.as_array()?.iter().map(float).collect::<Option<Vec<_>>>();
         let read = |config: &Self, key: &str| config.optional(key, "a list of numbers", numbers);
         let numbers = self.required(key, "a list of numbers", read)?;
         if numbers.len() == length { Ok(numbers) } else { Err(self.wrong(key, format!("{length} numbers"))) }
@@ -247,6 +251,29 @@ impl Config {
     /// Whether a key has a list.
     pub fn is_list(&self, key: &str) -> bool {
         self.value(key).is_some_and(Value::is_array)
+    }
+
+    /// Height and width: two sizes, or one for both; may be left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn optional_area(&self, key: &str) -> Result<Option<[usize; 2]>, ConfigError> {
+        if self.value(key).is_some_and(Value::is_array) {
+            let area = self.optional_sizes(key)?.and_then(|sizes| <[usize; 2]>::try_from(sizes).ok());
+            return area.map(Some).ok_or_else(|| self.wrong(key, "two positive whole numbers"));
+        }
+        Ok(self.optional_size(key)?.map(|size| [size; 2]))
+    }
+
+    /// A list of whole numbers of any sign that may be left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn optional_integers(&self, key: &str) -> Result<Option<Vec<i64>>, ConfigError> {
+        let integers = |value: &Value| value.as_array()?.iter().map(Value::as_i64).collect::<Option<Vec<_>>>();
+        self.optional(key, "a list of whole numbers", integers)
     }
 
     /// A list of numbers that may be left out.
@@ -346,4 +373,43 @@ impl Config {
     ) -> Result<Option<T>, ConfigError> {
         self.value(key).map(|value| read(value).ok_or_else(|| self.wrong(key, expected))).transpose()
     }
+}
+
+/// The literals of Python's `json` that JSON has not, and what stands for them: for infinity the largest number, which no
+/// configuration means otherwise, and for what is no number something that is none.
+const LITERALS: [(&[u8], &[u8]); 3] =
+    [(b"-Infinity", b"-1.7976931348623157e308"), (b"Infinity", b"1.7976931348623157e308"), (b"NaN", b"[\"NaN\"]")];
+
+/// The text with JSON in place of such literals, where it has any. Nothing within quotes is touched, and what stands for
+/// them can be no key, so that a text which was wrong elsewhere stays wrong.
+fn strict(text: &[u8]) -> Option<Vec<u8>> {
+    let (mut out, mut rest, mut quoted, mut found) = (Vec::with_capacity(text.len()), text, false, false);
+    while let [byte, after @ ..] = rest {
+        let literal = LITERALS.iter().find(|(literal, _)| !quoted && rest.starts_with(literal));
+        rest = match (literal, after) {
+            (Some((literal, json)), _) => {
+                // A word that only begins so is not the literal, and is left for the parser to refuse.
+                let end = &rest[literal.len()..];
+                let whole = !end.first().is_some_and(|next| next.is_ascii_alphanumeric() || *next == b'_');
+                out.extend_from_slice(if whole { json } else { literal });
+                found |= whole;
+                end
+            }
+            (None, [escaped, after @ ..]) if quoted && *byte == b'\\' => {
+                out.extend([*byte, *escaped]);
+                after
+            }
+            _ => {
+                quoted ^= *byte == b'"';
+                out.push(*byte);
+                after
+            }
+        };
+    }
+    found.then_some(out)
+}
+
+/// A number, which may be infinite.
+fn float(value: &Value) -> Option<f64> {
+    value.as_f64().map(|number| if number.abs() == f64::MAX { number * 2.0 } else { number })
 }

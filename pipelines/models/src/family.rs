@@ -3,8 +3,11 @@
 pub mod codec;
 pub mod decoder;
 pub mod dit;
+pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
 pub mod speech;
 pub mod unet;
 pub mod vae;
+pub mod vision;
+pub mod vision_language;

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arch;
+pub mod backbone;
 pub mod cache;
 pub mod config;
 pub mod family;

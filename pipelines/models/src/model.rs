@@ -2,18 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use accel_backends::tensor::Tensor;
+use accel_backends::tensor::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::cache::State;
 use crate::family::codec::Codec;
 use crate::family::decoder::Decoder;
 use crate::family::dit::Dit;
+use crate::family::dual_encoder::DualEncoder;
 use crate::family::encoder::Encoder;
 use crate::family::encoder_decoder::EncoderDecoder;
 use crate::family::speech::Speech;
 use crate::family::unet::Unet;
 use crate::family::vae::Vae;
+use crate::family::vision::Vision;
+use crate::family::vision_language::VisionLanguage;
 use crate::rules::Loader;
 use crate::spec::Spec;
 
@@ -79,6 +82,20 @@ impl Inputs {
         if self.known.contains_key(name) { self.whole(name).map(Some) } else { Ok(None) }
     }
 
+    /// Where a mask of numbers or truths is not 0, and its shape; known even while other inputs are recorded.
+    ///
+    /// # Errors
+    ///
+    /// When its values are not known.
+    pub fn optional_mask(&self, name: &str) -> Result<Option<(Vec<bool>, &[usize])>, ModelError> {
+        let Some(tensor) = self.known.get(name) else { return Ok(None) };
+        let seen = match tensor.kind() {
+            Kind::Whole => tensor.to_whole().map(|mask| mask.into_iter().map(|seen| seen != 0).collect()),
+            Kind::Float => tensor.to_vec().map(|mask| mask.into_iter().map(|seen| seen != 0.0).collect()),
+        };
+        Ok(Some((seen.map_err(ModelError::at(name))?, tensor.dims())))
+    }
+
     /// A number.
     pub fn number(&self, name: &str) -> Option<f64> {
         self.numbers.get(name).copied()
@@ -125,6 +142,12 @@ pub enum Model {
     Unet(Box<Unet>),
     /// Autoencoders of images.
     Vae(Box<Vae>),
+    /// Models of images.
+    Vision(Box<Vision>),
+    /// Models that compare images and texts.
+    DualEncoder(Box<DualEncoder>),
+    /// Models that write about images.
+    VisionLanguage(Box<VisionLanguage>),
 }
 
 /// Sequences in the making.
@@ -154,6 +177,9 @@ impl Model {
             Spec::Speech(spec) => Self::Speech(Box::new(Speech::load(loader, *spec)?)),
             Spec::Unet(spec) => Self::Unet(Box::new(Unet::load(loader, *spec)?)),
             Spec::Vae(spec) => Self::Vae(Box::new(Vae::load(loader, &spec)?)),
+            Spec::Vision(spec) => Self::Vision(Box::new(Vision::load(loader, *spec)?)),
+            Spec::DualEncoder(spec) => Self::DualEncoder(Box::new(DualEncoder::load(loader, &spec)?)),
+            Spec::VisionLanguage(spec) => Self::VisionLanguage(Box::new(VisionLanguage::load(loader, &spec)?)),
         })
     }
 
@@ -172,6 +198,9 @@ impl Model {
             Self::Speech(model) => model.answer(inputs),
             Self::Unet(model) => model.answer(inputs),
             Self::Vae(model) => model.answer(inputs),
+            Self::Vision(model) => model.answer(inputs),
+            Self::DualEncoder(model) => model.answer(inputs),
+            Self::VisionLanguage(model) => model.answer(inputs),
         }
     }
 
@@ -185,6 +214,7 @@ impl Model {
             Self::Decoder(model) => model.begin(inputs),
             Self::Encoder(model) => model.begin(inputs),
             Self::EncoderDecoder(model) => model.begin(inputs),
+            Self::VisionLanguage(model) => model.begin(inputs),
             _ => Err(ModelError::no_generation()),
         }
     }
@@ -199,6 +229,7 @@ impl Model {
             Self::Decoder(model) => model.next(tokens, state),
             Self::Encoder(model) => model.next(tokens, state),
             Self::EncoderDecoder(model) => model.next(tokens, state),
+            Self::VisionLanguage(model) => model.next(tokens, state),
             _ => Err(ModelError::no_generation()),
         }
     }

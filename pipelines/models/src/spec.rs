@@ -2,17 +2,25 @@
 
 pub mod codec;
 pub mod dit;
+pub mod dual_encoder;
 pub mod speech;
 pub mod unet;
 pub mod vae;
 
-pub use accel_backends::tensor::{Activation, NormKind, RopeStyle};
-
 pub mod encoder;
 pub mod encoder_decoder;
+mod state_space;
+pub mod vision;
+pub mod vision_language;
 
+pub use accel_backends::tensor::{Activation, NormKind, RopeStyle};
+pub use state_space::{ChannelMixSpec, Mamba2Spec, MambaSpec, TimeMixSpec};
+
+use dual_encoder::DualEncoderSpec;
 use encoder::EncoderSpec;
 use encoder_decoder::EncoderDecoderSpec;
+use vision::VisionSpec;
+use vision_language::VisionLanguageSpec;
 
 /// A model of one of the families.
 #[derive(Clone, Debug)]
@@ -33,6 +41,12 @@ pub enum Spec {
     Unet(Box<unet::UnetSpec>),
     /// An autoencoder of images.
     Vae(Box<vae::VaeSpec>),
+    /// A model of images.
+    Vision(Box<VisionSpec>),
+    /// A model that compares images and texts.
+    DualEncoder(Box<DualEncoderSpec>),
+    /// A model that writes about images.
+    VisionLanguage(Box<VisionLanguageSpec>),
 }
 
 /// A decoder of text.
@@ -300,6 +314,12 @@ pub enum MixerSpec {
     Across(AttentionSpec),
     /// By attention whose queries, keys and values come from narrow states.
     Latent(LatentSpec),
+    /// By a state space with a step to a channel.
+    Mamba(MambaSpec),
+    /// By a state space with a step to a head.
+    Mamba2(Mamba2Spec),
+    /// By means that fade.
+    TimeMix(TimeMixSpec),
 }
 
 /// Latent attention.
@@ -432,6 +452,8 @@ pub enum FfnSpec {
     Dense(MlpSpec),
     /// Some of many.
     Experts(Box<MoeSpec>),
+    /// One that sees the token before too.
+    ChannelMix(ChannelMixSpec),
 }
 
 /// A feed-forward part.

@@ -134,6 +134,15 @@ impl Case {
         Ok(case)
     }
 
+    /// Its configuration.
+    ///
+    /// # Errors
+    ///
+    /// When it is no JSON.
+    pub fn config(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::from_slice(&std::fs::read(self.directory.join("config.json"))?)?)
+    }
+
     /// A tensor of the case: `in.<name>`, `out.<name>`, `w.<name>`, `gen.sequences` or `gen.logits`.
     ///
     /// # Errors

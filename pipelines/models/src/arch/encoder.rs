@@ -11,12 +11,7 @@ use crate::spec::encoder::{EncoderHead, TokensSpec, Whole};
 use super::HeadKind;
 
 /// The head of an encoder, with what its classes make of whole sequences and of tokens.
-fn encoder_head(
-    config: &Config,
-    kind: HeadKind,
-    whole: Whole,
-    tokens: TokensSpec,
-) -> Result<EncoderHead, ModelError> {
+fn encoder_head(config: &Config, kind: HeadKind, whole: Whole, tokens: TokensSpec) -> Result<EncoderHead, ModelError> {
     Ok(match kind {
         HeadKind::States => EncoderHead::States,
         HeadKind::NextToken | HeadKind::MaskedToken => EncoderHead::Tokens(tokens),

@@ -9,7 +9,8 @@ use crate::ModelError;
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::speech::{
-    SoundAdapterSpec, SoundConvolutionSpec, SoundNormSpec, SoundPositionsKind, SoundPositionsSpec, SpeechHead, SpeechSpec,
+    SoundAdapterSpec, SoundConvolutionSpec, SoundNormSpec, SoundPositionsKind, SoundPositionsSpec, SpeechHead,
+    SpeechSpec,
 };
 use crate::spec::{
     AttentionSpec, BiasSpec, EmbedSpec, FfnSpec, LayerSpec, MixerSpec, MlpSpec, NormSpec, NormsSpec, ResidualSpec,
@@ -163,7 +164,9 @@ fn head(config: &Config, kind: HeadKind) -> Result<SpeechHead, ModelError> {
     let or = |key: &str, default: usize| Ok::<_, ModelError>(config.optional_size(key)?.unwrap_or(default));
     Ok(match kind {
         HeadKind::States => SpeechHead::States,
-        HeadKind::Transcript | HeadKind::MaskedToken => SpeechHead::Transcript { vocabulary: config.size("vocab_size")? },
+        HeadKind::Transcript | HeadKind::MaskedToken => {
+            SpeechHead::Transcript { vocabulary: config.size("vocab_size")? }
+        }
         HeadKind::SequenceLabels => {
             SpeechHead::Labels { labels: labels(config)?, width: or("classifier_proj_size", 256)? }
         }
@@ -182,7 +185,10 @@ fn head(config: &Config, kind: HeadKind) -> Result<SpeechHead, ModelError> {
                 let (outputs, taps, norm) = (outputs[number], taps[number], SoundNormSpec::None);
                 (SoundConvolutionSpec { inputs, outputs, taps, stride: 1, bias: true, norm }, dilations[number])
             };
-            SpeechHead::Speaker { layers: (0..outputs.len()).map(layer).collect(), width: or("xvector_output_dim", 512)? }
+            SpeechHead::Speaker {
+                layers: (0..outputs.len()).map(layer).collect(),
+                width: or("xvector_output_dim", 512)?,
+            }
         }
         HeadKind::Pretraining => SpeechHead::Quantised {
             groups: or("num_codevector_groups", 2)?,

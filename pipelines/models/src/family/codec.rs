@@ -42,7 +42,9 @@ impl Codec {
     pub fn load(loader: &Loader<'_>, spec: CodecSpec) -> Result<Self, ModelError> {
         let layers = |name: &str, specs: &[CodecLayerSpec]| {
             let layers = specs.iter().enumerate();
-            layers.map(|(number, spec)| Layer::load(loader, &format!("{name}.{number}"), spec)).collect::<Result<Vec<_>, _>>()
+            layers
+                .map(|(number, spec)| Layer::load(loader, &format!("{name}.{number}"), spec))
+                .collect::<Result<Vec<_>, _>>()
         };
         let table = |number: usize| {
             let table = loader.tensor(&format!("tables.{number}"), &[spec.rows, spec.width])?;
@@ -63,8 +65,10 @@ impl Codec {
     ///
     /// When an input is missing, not supported, or of the wrong shape.
     pub fn answer(&self, inputs: &Inputs) -> Result<Outputs, ModelError> {
-        let scales: Vec<String> =
-            (0..).map(|piece| format!("audio_scales.{piece}")).take_while(|name| inputs.optional(name).is_some()).collect();
+        let scales: Vec<String> = (0..)
+            .map(|piece| format!("audio_scales.{piece}"))
+            .take_while(|name| inputs.optional(name).is_some())
+            .collect();
         let supported = ["input_values", "padding_mask", "bandwidth", "audio_codes", "last_frame_pad_length"];
         inputs.only(&supported.into_iter().chain(scales.iter().map(String::as_str)).collect::<Vec<_>>())?;
         let at = || ModelError::at("audio_codes");
@@ -200,7 +204,8 @@ fn overlapped(sounds: &[Tensor], step: usize) -> Result<Tensor, TensorError> {
         let own: Vec<f32> = (0..length).map(weight).collect();
         own.iter().zip(&mut weights[step * number..]).for_each(|(own, all)| *all += own);
         let own = Tensor::new(sound.engine(), own, &[length])?;
-        let placed = sound.narrow(2, 0, length)?.mul(&own)?.pad(2, step * number, total - step * number - length, 0.0)?;
+        let placed =
+            sound.narrow(2, 0, length)?.mul(&own)?.pad(2, step * number, total - step * number - length, 0.0)?;
         sum = Some(match sum {
             Some(sum) => sum.add(&placed)?,
             None => placed,
@@ -231,9 +236,8 @@ impl Layer {
                     PaddedConvolution::load(loader, &name, spec, false)
                 };
                 let shortcut = shortcut.as_ref();
-                let shortcut = shortcut.map(|spec| {
-                    PaddedConvolution::load(loader, &format!("{name}.shortcut.convolution"), spec, false)
-                });
+                let shortcut = shortcut
+                    .map(|spec| PaddedConvolution::load(loader, &format!("{name}.shortcut.convolution"), spec, false));
                 Self::Residual {
                     activation: *activation,
                     convolutions: convolutions.iter().enumerate().map(convolution).collect::<Result<_, _>>()?,

@@ -140,7 +140,8 @@ impl EncoderDecoder {
         let batch = self.decoder_batch(inputs, source.lengths.len())?;
         let rows = batch.rows();
         let reading = Reading { rows: &rows, absent: &batch.absent, source: Some(&source) };
-        let states = batch.apart(&decoder.states(batch.tokens(), &reading, None)?).map_err(ModelError::at("decoder"))?;
+        let states =
+            batch.apart(&decoder.states(batch.tokens(), &reading, None)?).map_err(ModelError::at("decoder"))?;
         let ends = match &self.head {
             EncoderDecoderHead::Labels { end, .. } => Some(last_of(inputs, *end)?),
             _ => None,

@@ -89,7 +89,8 @@ impl Speech {
         let hidden = spec.stack.hidden;
         let features = spec.convolutions.last().map_or(1, |last| last.outputs);
         let convolutions = spec.convolutions.iter().enumerate();
-        let convolutions = convolutions.map(|(number, spec)| sound_convolution(loader, &format!("features.{number}"), spec));
+        let convolutions =
+            convolutions.map(|(number, spec)| sound_convolution(loader, &format!("features.{number}"), spec));
         let layers = spec.stack.layers.len();
         let adapters = spec.layer_adapter.map(|inner| {
             let name = |number: usize, part: &str| format!("layers.{number}.adapter.{part}");
@@ -130,10 +131,9 @@ impl Speech {
         let states = self.states(inputs)?;
         let x = &states.x;
         Ok(match &self.head {
-            Head::States => vec![
-                ("last_hidden_state".into(), x.clone()),
-                ("extract_features".into(), states.features.clone()),
-            ],
+            Head::States => {
+                vec![("last_hidden_state".into(), x.clone()), ("extract_features".into(), states.features.clone())]
+            }
             Head::Transcript(layer) | Head::PlaceLabels(layer) => {
                 vec![("logits".into(), x.linear(layer).map_err(at())?)]
             }
@@ -174,7 +174,10 @@ impl Speech {
         let sound = inputs.tensor("input_values")?;
         let mut x = sound.unsqueeze(1).map_err(ModelError::at("input_values"))?;
         for (convolution, norm) in &self.convolutions {
-            x = norm.forward(&convolution.forward(&x)?)?.activate(self.spec.activation).map_err(ModelError::at("features"))?;
+            x = norm
+                .forward(&convolution.forward(&x)?)?
+                .activate(self.spec.activation)
+                .map_err(ModelError::at("features"))?;
         }
         let mut features = x.transpose(1, 2).map_err(ModelError::at("features"))?;
         let [batch, places, _] = features.sizes().map_err(ModelError::at("features"))?;
@@ -266,16 +269,16 @@ impl Speech {
     }
 
     fn features_of(&self, samples: i64) -> i64 {
-        let step = |length: i64, spec: &SoundConvolutionSpec| {
-            (length - spec.taps as i64).div_euclid(spec.stride as i64) + 1
-        };
+        let step =
+            |length: i64, spec: &SoundConvolutionSpec| (length - spec.taps as i64).div_euclid(spec.stride as i64) + 1;
         self.spec.convolutions.iter().fold(samples, step)
     }
 
     fn speaker_lengths(&self, states: &States) -> Option<Vec<usize>> {
         let SpeechHead::Speaker { layers, .. } = &self.spec.head else { return None };
         // The reference takes dilations for 1 here.
-        let after = |length: usize| layers.iter().fold(length as i64, |length, (layer, _)| length - layer.taps as i64 + 1);
+        let after =
+            |length: usize| layers.iter().fold(length as i64, |length, (layer, _)| length - layer.taps as i64 + 1);
         let lengths = self.lengths(states, true)?;
         Some(lengths.into_iter().map(|length| after(length).max(0) as usize).collect())
     }
@@ -334,7 +337,8 @@ impl Positions {
                 after: None,
             },
             SoundPositionsKind::Several(count) => {
-                let convolution = |number| Convolution::load(loader, &format!("{name}.{number}"), op.clone(), &dims, true);
+                let convolution =
+                    |number| Convolution::load(loader, &format!("{name}.{number}"), op.clone(), &dims, true);
                 let norm = NormSpec { kind: NormKind::Layer, eps: EPS, weight: false, bias: false };
                 Self {
                     before: None,
@@ -371,9 +375,8 @@ impl Adapter {
         };
         let op = Op::new(1).stride(spec.stride).padding(1);
         let dims = [2 * spec.width, spec.width, spec.taps];
-        let convolution = |number| {
-            Convolution::load(loader, &format!("adapter.layers.{number}"), op.clone(), &dims, true)
-        };
+        let convolution =
+            |number| Convolution::load(loader, &format!("adapter.layers.{number}"), op.clone(), &dims, true);
         Ok(Self {
             spec,
             projection: (spec.width != hidden).then(projection).transpose()?,
@@ -425,7 +428,8 @@ impl Head {
                     let op = Op::new(1).dilation(*dilation);
                     Ok(Convolution::of(name, op, Linear { weight, bias: stored.bias }))
                 };
-                let (first, last) = layers.first().zip(layers.last()).map_or((0, 0), |(a, b)| (a.0.inputs, b.0.outputs));
+                let (first, last) =
+                    layers.first().zip(layers.last()).map_or((0, 0), |(a, b)| (a.0.inputs, b.0.outputs));
                 Self::Speaker {
                     projection: layer("head.projection", first, hidden)?,
                     layers: layers.iter().enumerate().map(convolution).collect::<Result<_, ModelError>>()?,

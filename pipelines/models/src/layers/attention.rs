@@ -215,13 +215,7 @@ impl Attention {
 
 impl Relative {
     /// What is added to the scores of each row: `[heads, len, past + len]`.
-    fn bias(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        shape: &AttentionShape,
-        rows: &[Row],
-    ) -> Result<Vec<Tensor>, TensorError> {
+    fn bias(&self, q: &Tensor, k: &Tensor, shape: &AttentionShape, rows: &[Row]) -> Result<Vec<Tensor>, TensorError> {
         let reach = self.spec.reach;
         let mut first = 0;
         let mut biases = Vec::with_capacity(rows.len());

@@ -52,4 +52,15 @@ impl Norm {
         x.norm(self.spec.kind, self.weight.as_ref(), self.bias.as_ref(), self.spec.eps)
             .map_err(ModelError::at(&self.name))
     }
+
+    /// The same over the channels of a map: `[batch, width, height, width]` to the same shape.
+    ///
+    /// # Errors
+    ///
+    /// When the shape does not fit.
+    pub fn of_map(&self, map: &Tensor) -> Result<Tensor, ModelError> {
+        let at = || ModelError::at(&self.name);
+        let last = map.permute(&[0, 2, 3, 1]).map_err(at())?;
+        self.forward(&last)?.permute(&[0, 3, 1, 2]).map_err(at())
+    }
 }

@@ -97,11 +97,8 @@ impl PaddedConvolution {
     /// Without what a transposed convolution gives beyond a stride of each sample.
     fn trimmed(&self, x: &Tensor) -> Result<Tensor, TensorError> {
         let total = self.spec.taps.saturating_sub(self.spec.stride);
-        let after = if self.spec.causal {
-            (total as f64 * self.spec.trimmed_at_end).ceil() as usize
-        } else {
-            total / 2
-        };
+        let after =
+            if self.spec.causal { (total as f64 * self.spec.trimmed_at_end).ceil() as usize } else { total / 2 };
         x.narrow(2, total.saturating_sub(after), x.dim(2)?.saturating_sub(total))
     }
 }

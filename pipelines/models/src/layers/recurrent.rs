@@ -20,9 +20,8 @@ impl Recurrent {
     ///
     /// When their weights cannot be read.
     pub fn load(loader: &Loader<'_>, name: &str, width: usize, layers: usize) -> Result<Self, ModelError> {
-        let part = |number: usize, part: &str| {
-            loader.linear(&format!("{name}.{number}.{part}"), 4 * width, width, true)
-        };
+        let part =
+            |number: usize, part: &str| loader.linear(&format!("{name}.{number}.{part}"), 4 * width, width, true);
         let layer = |number| Ok::<_, ModelError>((part(number, "input")?, part(number, "state")?));
         Ok(Self { name: loader.name(name), width, layers: (0..layers).map(layer).collect::<Result<_, _>>()? })
     }

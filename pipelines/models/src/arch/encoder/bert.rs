@@ -99,7 +99,10 @@ pub(super) fn stack(config: &Config) -> Result<StackSpec, ModelError> {
             ..AttentionSpec::plain(heads, heads, hidden / heads).with_biases()
         }),
         cross: None,
-        ffn: FfnSpec::Dense(MlpSpec::plain(config.size("intermediate_size")?, activation(config, "hidden_act", "gelu")?)),
+        ffn: FfnSpec::Dense(MlpSpec::plain(
+            config.size("intermediate_size")?,
+            activation(config, "hidden_act", "gelu")?,
+        )),
         norms: NormsSpec::after(norm),
         residual: ResidualSpec::Sequential,
         residual_scale: 1.0,

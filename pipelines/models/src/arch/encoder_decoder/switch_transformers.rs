@@ -10,7 +10,13 @@ use crate::spec::{FfnSpec, MlpSpec, MoeSpec, RouterScores, RouterSpec, Spec};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
-    hugging_face: HuggingFace { model_type: "switch_transformers", classes: CLASSES, spec, stack: STACK, heads: t5::HEADS },
+    hugging_face: HuggingFace {
+        model_type: "switch_transformers",
+        classes: CLASSES,
+        spec,
+        stack: STACK,
+        heads: t5::HEADS,
+    },
     gguf: None,
 };
 
@@ -36,10 +42,8 @@ const EXPERTS: &[Rule] = &[
 ];
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
-    let mlp = MlpSpec {
-        bias: false,
-        ..MlpSpec::plain(config.size("d_ff")?, activation(config, "dense_act_fn", "relu")?)
-    };
+    let mlp =
+        MlpSpec { bias: false, ..MlpSpec::plain(config.size("d_ff")?, activation(config, "dense_act_fn", "relu")?) };
     let moe = MoeSpec {
         experts: config.optional_size("num_experts")?.unwrap_or(8),
         expert: mlp.clone(),
@@ -56,10 +60,8 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         let wanted = usize::try_from(config.optional_integer(sparse)?.unwrap_or(3)).unwrap_or(0);
         Ok(count.checked_div(wanted).unwrap_or(count))
     };
-    let steps = [
-        step("num_layers", "num_sparse_encoder_layers")?,
-        step("num_decoder_layers", "num_sparse_decoder_layers")?,
-    ];
+    let steps =
+        [step("num_layers", "num_sparse_encoder_layers")?, step("num_decoder_layers", "num_sparse_decoder_layers")?];
     t5::like_t5(config, kind, |decoder, number| {
         let step = steps[usize::from(decoder)];
         let sparse = step == 1 || (step > 1 && number % step == 1);

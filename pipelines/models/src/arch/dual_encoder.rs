@@ -1,0 +1,3 @@
+//! Model types of the family that compares images and texts, one file each.
+
+pub mod clip;

@@ -1,0 +1,219 @@
+//! Models that read and write texts about images: stacks of text that look at the states of an image
+//! (<https://arxiv.org/abs/2201.12086>).
+
+use accel_backends::tensor::{Linear, Tensor, TensorError};
+
+use crate::ModelError;
+use crate::backbone::Backbone;
+use crate::cache::{Row, State};
+use crate::family::decoder::Batch;
+use crate::family::vision::asked;
+use crate::layers::attention::Source;
+use crate::layers::embed::Tokens;
+use crate::layers::norm::Norm;
+use crate::model::{Begun, Inputs, Outputs};
+use crate::rules::Loader;
+use crate::spec::vision_language::{TaskSpec, VisionLanguageSpec, WriterSpec};
+use crate::spec::{Activation, StackSpec};
+use crate::stack::{Reading, Stack};
+
+/// A model with its weights.
+#[derive(Debug)]
+pub struct VisionLanguage {
+    image: Backbone,
+    task: Task,
+}
+
+#[derive(Debug)]
+enum Task {
+    Caption(Writer),
+    Answer { reader: Stack, writer: Writer },
+    Match { reader: Stack, matrix: Linear },
+}
+
+/// What writes texts, with its weights.
+#[derive(Debug)]
+struct Writer {
+    stack: Stack,
+    dense: Linear,
+    activation: Activation,
+    norm: Norm,
+    matrix: Linear,
+    first: i64,
+}
+
+impl VisionLanguage {
+    /// Reads a model.
+    ///
+    /// # Errors
+    ///
+    /// When its weights cannot be read.
+    pub fn load(loader: &Loader<'_>, spec: &VisionLanguageSpec) -> Result<Self, ModelError> {
+        let reader = |stack: &StackSpec| Stack::load(&loader.part("reader"), stack.clone());
+        let task = match &spec.task {
+            TaskSpec::Caption(writer) => Task::Caption(Writer::load(loader, writer)?),
+            TaskSpec::Answer { reader: stack, writer } => {
+                Task::Answer { reader: reader(stack)?, writer: Writer::load(loader, writer)? }
+            }
+            TaskSpec::Match { reader: stack } => {
+                let matrix = loader.linear("head.match", 2, stack.hidden, true)?;
+                Task::Match { reader: reader(stack)?, matrix }
+            }
+        };
+        Ok(Self { image: Backbone::load(&loader.part("image"), &spec.image)?, task })
+    }
+
+    /// Answers all that the model's class answers: of `input_ids` and perhaps `attention_mask`, and of an image as
+    /// [`asked`] says. A text that answers a question is no part of it.
+    ///
+    /// # Errors
+    ///
+    /// When an input is missing, not supported, or of the wrong shape.
+    pub fn answer(&self, inputs: &Inputs) -> Result<Outputs, ModelError> {
+        let known = ["input_ids", "attention_mask", "pixel_values", "interpolate_pos_encoding"];
+        match self.task {
+            Task::Answer { .. } => {
+                inputs.only(&[&known[..], &["decoder_input_ids", "decoder_attention_mask"]].concat())?;
+            }
+            _ => inputs.only(&known)?,
+        }
+        let seen = self.see(inputs)?;
+        let mut outputs = match &self.task {
+            Task::Caption(writer) => {
+                let batch = Batch::of(inputs, "input_ids", "attention_mask")?;
+                let states = read(&writer.stack, &batch, &source(&seen)?)?;
+                let logits = batch.apart(&writer.logits(&states)?).map_err(ModelError::at("logits"))?;
+                vec![("logits".into(), logits), ("image_embeds".into(), seen.clone())]
+            }
+            Task::Answer { .. } => vec![("image_embeds".into(), seen.clone())],
+            Task::Match { reader, matrix } => {
+                let batch = Batch::of(inputs, "input_ids", "attention_mask")?;
+                let states = read(reader, &batch, &source(&seen)?)?;
+                let run = || {
+                    let states = batch.apart(&states)?;
+                    Ok::<_, TensorError>((states.at(1, 0)?.linear(matrix)?, states))
+                };
+                let (score, states) = run().map_err(ModelError::at("match"))?;
+                vec![("itm_score".into(), score), ("question_embeds".into(), states)]
+            }
+        };
+        outputs.push(("last_hidden_state".into(), seen));
+        Ok(outputs)
+    }
+
+    /// The states of an image: `[batch, places, width]`.
+    fn see(&self, inputs: &Inputs) -> Result<Tensor, ModelError> {
+        Ok(self.image.see(&asked(inputs)?, &[])?.last.states)
+    }
+
+    /// Begins to write: a prompt is continued from before its last token, which ends it; an answer begins anew.
+    ///
+    /// # Errors
+    ///
+    /// When the model does not write, or an input is missing.
+    pub fn begin(&self, inputs: &Inputs) -> Result<Begun, ModelError> {
+        let batch = Batch::of(inputs, "input_ids", "attention_mask")?;
+        let seen = self.see(inputs)?;
+        match &self.task {
+            Task::Caption(writer) => {
+                let prompt = |ids: &[i64]| {
+                    let kept = ids.len().saturating_sub(1);
+                    ids[..kept].iter().enumerate().map(|(at, &id)| if at == 0 { writer.first } else { id }).collect()
+                };
+                writer.begin(batch.known.chunks(batch.length.max(1)).map(prompt).collect(), &source(&seen)?)
+            }
+            Task::Answer { reader, writer } => {
+                let read = read(reader, &batch, &source(&seen)?)?;
+                let question =
+                    Source { states: read, lengths: vec![batch.length; batch.sequences], absent: Vec::new() };
+                writer.begin(vec![vec![writer.first]; batch.sequences], &question)
+            }
+            Task::Match { .. } => Err(ModelError::no_generation()),
+        }
+    }
+
+    /// Writes on: reads one token of each sequence, and answers logits of the next.
+    ///
+    /// # Errors
+    ///
+    /// When the model does not write, or the state is another's.
+    pub fn next(&self, tokens: &[i64], state: &mut State) -> Result<Tensor, ModelError> {
+        match &self.task {
+            Task::Caption(writer) | Task::Answer { writer, .. } => writer.next(tokens, state),
+            Task::Match { .. } => Err(ModelError::no_generation()),
+        }
+    }
+}
+
+/// What texts look at, of `[batch, places, width]`.
+fn source(seen: &Tensor) -> Result<Source, ModelError> {
+    let run = || {
+        let [batch, places, width] = seen.sizes()?;
+        let states = seen.reshape(&[batch * places, width])?;
+        Ok::<_, TensorError>(Source { states, lengths: vec![places; batch], absent: Vec::new() })
+    };
+    run().map_err(ModelError::at("image"))
+}
+
+/// The states of texts that look at something: `[batch * length, hidden]`.
+fn read(stack: &Stack, batch: &Batch, source: &Source) -> Result<Tensor, ModelError> {
+    let rows = batch.rows();
+    stack.states(batch.tokens(), &Reading { source: Some(source), ..batch.reading(&rows) }, None)
+}
+
+impl Writer {
+    fn load(loader: &Loader<'_>, spec: &WriterSpec) -> Result<Self, ModelError> {
+        let stack = Stack::load(&loader.part("writer"), spec.stack.clone())?;
+        let (hidden, vocabulary) = (spec.stack.hidden, spec.stack.embed.vocabulary);
+        let weight = match spec.tied {
+            true => stack.embedding().table().clone(),
+            false => loader.weight("head.next_token", &[vocabulary, hidden])?,
+        };
+        Ok(Self {
+            dense: loader.linear("head.dense", hidden, hidden, true)?,
+            norm: Norm::load(loader, "head.norm", &spec.norm, hidden)?,
+            matrix: Linear { weight, bias: Some(loader.tensor("head.bias", &[vocabulary])?) },
+            activation: spec.activation,
+            first: spec.first,
+            stack,
+        })
+    }
+
+    /// x: `[tokens, hidden]` to `[tokens, vocabulary]`.
+    fn logits(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        let at = || ModelError::at("logits");
+        let x = x.linear(&self.dense).and_then(|x| x.activate(self.activation)).map_err(at())?;
+        self.norm.forward(&x)?.linear(&self.matrix).map_err(at())
+    }
+
+    fn begin(&self, sequences: Vec<Vec<i64>>, source: &Source) -> Result<Begun, ModelError> {
+        let length = sequences.first().map_or(0, Vec::len);
+        if length == 0 {
+            return Err(ModelError::input("input_ids", "at least two tokens", &[sequences.len(), length]));
+        }
+        let mut state = State::new(self.stack.spec().layers.len());
+        let rows = Row::whole(vec![length; sequences.len()]);
+        let last: Vec<usize> = (1..=sequences.len()).map(|text| text * length - 1).collect();
+        let states = self.states(&sequences.concat(), &rows, Some(source), &mut state)?;
+        let logits = self.logits(&states.pick(0, &last).map_err(ModelError::at("logits"))?)?;
+        Ok(Begun { state, sequences, logits })
+    }
+
+    fn next(&self, tokens: &[i64], state: &mut State) -> Result<Tensor, ModelError> {
+        let rows = state.next_rows();
+        self.logits(&self.states(tokens, &rows, None, state)?)
+    }
+
+    fn states(
+        &self,
+        known: &[i64],
+        rows: &[Row],
+        source: Option<&Source>,
+        state: &mut State,
+    ) -> Result<Tensor, ModelError> {
+        let engine = self.stack.embedding().table().engine();
+        let ids = Tensor::whole(engine, known.to_vec(), &[known.len()]).map_err(ModelError::at("tokens"))?;
+        let tokens = Tokens { ids: &ids, known, types: None };
+        self.stack.states(tokens, &Reading { rows, absent: &[], source }, Some(state))
+    }
+}
