@@ -26,5 +26,6 @@ pub mod resize;
 pub mod resnet;
 pub mod rope;
 pub mod rwkv;
+pub mod sound;
 pub mod time_embed;
 pub mod window;

@@ -93,22 +93,30 @@ fn speech(config: &Config, kind: HeadKind) -> Result<SpeechSpec, ModelError> {
         final_norm: stable.then_some(norm),
     };
     let adapter = config.truth_or("add_adapter", false)?.then(|| adapter(config, hidden)).transpose()?;
+    let classifies = matches!(kind, HeadKind::SequenceLabels | HeadKind::TokenLabels | HeadKind::Speaker);
+    let weighted = classifies && config.truth_or("use_weighted_layer_sum", false)?;
+    if adapter.is_some() && (weighted || classifies && kind != HeadKind::Speaker) {
+        return Err(config.wrong("add_adapter", "false, as the reference has no adapter before this head").into());
+    }
+    let groups = config.optional_size("num_conv_pos_embedding_groups")?.unwrap_or(16);
+    if !hidden.is_multiple_of(groups) {
+        return Err(config.wrong("num_conv_pos_embedding_groups", format!("a divisor of {hidden}")).into());
+    }
     Ok(SpeechSpec {
         convolutions: convolutions(config)?,
         activation: activation(config, "feat_extract_activation", "gelu")?,
         feature_norm: Some(norm),
-        features_normed: true,
+        hides: config.truth_or("apply_spec_augment", true)?,
         positions: SoundPositionsSpec {
             taps: config.optional_size("num_conv_pos_embeddings")?.unwrap_or(128),
-            groups: config.optional_size("num_conv_pos_embedding_groups")?.unwrap_or(16),
+            groups,
             kind: SoundPositionsKind::OfLength,
         },
         embed_norm: (!stable).then_some(norm),
         stack,
         layer_adapter: config.optional_size("adapter_attn_dim")?.filter(|_| stable),
         adapter,
-        weighted: matches!(kind, HeadKind::SequenceLabels | HeadKind::TokenLabels | HeadKind::Speaker)
-            && config.truth_or("use_weighted_layer_sum", false)?,
+        weighted,
         // The reference forgets the mask of this class.
         masked: kind != HeadKind::MaskedToken,
         head: head(config, kind)?,
@@ -163,7 +171,7 @@ fn adapter(config: &Config, hidden: usize) -> Result<SoundAdapterSpec, ModelErro
 fn head(config: &Config, kind: HeadKind) -> Result<SpeechHead, ModelError> {
     let or = |key: &str, default: usize| Ok::<_, ModelError>(config.optional_size(key)?.unwrap_or(default));
     Ok(match kind {
-        HeadKind::States => SpeechHead::States,
+        HeadKind::States => SpeechHead::States { features: true },
         HeadKind::Transcript | HeadKind::MaskedToken => {
             SpeechHead::Transcript { vocabulary: config.size("vocab_size")? }
         }
@@ -190,12 +198,14 @@ fn head(config: &Config, kind: HeadKind) -> Result<SpeechHead, ModelError> {
                 width: or("xvector_output_dim", 512)?,
             }
         }
-        HeadKind::Pretraining => SpeechHead::Quantised {
-            groups: or("num_codevector_groups", 2)?,
-            vectors: or("num_codevectors_per_group", 320)?,
-            vector: or("codevector_dim", 256)?,
-            width: or("proj_codevector_dim", 256)?,
-        },
+        HeadKind::Pretraining => {
+            let (groups, vector) = (or("num_codevector_groups", 2)?, or("codevector_dim", 256)?);
+            if !vector.is_multiple_of(groups) {
+                return Err(config.wrong("num_codevector_groups", format!("a divisor of {vector}")).into());
+            }
+            let (vectors, width) = (or("num_codevectors_per_group", 320)?, or("proj_codevector_dim", 256)?);
+            SpeechHead::Quantised { groups, vectors, vector, width }
+        }
         _ => return Err(no_such_head(kind)),
     })
 }

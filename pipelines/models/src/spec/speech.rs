@@ -11,8 +11,8 @@ pub struct SpeechSpec {
     pub activation: Activation,
     /// The norm of features, before a layer makes states of them.
     pub feature_norm: Option<NormSpec>,
-    /// Whether `extract_features` are those of the norm, or those before.
-    pub features_normed: bool,
+    /// Whether features that are asked to be hidden are replaced by a learned vector, or stay.
+    pub hides: bool,
     /// What is added for positions.
     pub positions: SoundPositionsSpec,
     /// The norm before the first layer.
@@ -98,7 +98,10 @@ pub struct SoundAdapterSpec {
 #[derive(Clone, Debug, PartialEq)]
 pub enum SpeechHead {
     /// Nothing: the states themselves.
-    States,
+    States {
+        /// Whether features are answered too.
+        features: bool,
+    },
     /// Logits of what is said at each place.
     Transcript {
         /// Tokens in the vocabulary.

@@ -5,7 +5,7 @@ use crate::ModelError;
 use crate::arch::{Arch, Class, HeadKind, HuggingFace};
 use crate::config::Config;
 use crate::spec::Spec;
-use crate::spec::speech::SoundPositionsKind;
+use crate::spec::speech::{SoundPositionsKind, SpeechHead};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
@@ -21,6 +21,9 @@ const CLASSES: &[Class] = &[
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     let mut spec = speech(config, kind)?;
+    if kind == HeadKind::States {
+        spec.head = SpeechHead::States { features: false };
+    }
     if !config.truth_or("feat_proj_layer_norm", true)? {
         spec.feature_norm = None;
     }
