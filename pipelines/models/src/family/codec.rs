@@ -75,11 +75,15 @@ impl Codec {
         let (pieces, missing) = match inputs.optional("audio_codes") {
             Some(codes) => {
                 let missing = inputs.number("last_frame_pad_length").map_or(0, |missing| missing as usize);
+                let [count, _, tables, _] = codes.sizes().map_err(at())?;
+                if tables > self.tables.len() || !scales.is_empty() && scales.len() != count {
+                    let expected = format!("pieces of {} codes at most, each with a scale or none", self.tables.len());
+                    return Err(ModelError::input("audio_codes", &expected, codes.dims()));
+                }
                 let piece = |number: usize| {
                     let scale = scales.get(number).and_then(|name| inputs.optional(name)).cloned();
                     Ok(Piece { codes: codes.at(0, number)?, scale })
                 };
-                let count = codes.dim(0).map_err(at())?;
                 ((0..count).map(piece).collect::<Result<Vec<_>, TensorError>>().map_err(at())?, missing)
             }
             None => self.encode(inputs)?,
@@ -101,29 +105,51 @@ impl Codec {
     fn encode(&self, inputs: &Inputs) -> Result<(Vec<Piece>, usize), ModelError> {
         let at = || ModelError::at("input_values");
         let mut sound = inputs.tensor("input_values")?.clone();
-        let [batch, _, samples] = sound.sizes().map_err(at())?;
-        if let Some((seen, dims)) = inputs.optional_whole("padding_mask")? {
-            let length = dims.last().copied().unwrap_or(1).max(1);
-            let rows = seen.len() / length / batch.max(1);
-            let seen = seen.iter().map(|&seen| if seen == 0 { 0.0 } else { 1.0 }).collect();
-            let silent = || sound.mul(&Tensor::new(sound.engine(), seen, &[batch, rows, length])?);
+        let [batch, channels, samples] = sound.sizes().map_err(at())?;
+        if batch * channels * samples == 0 {
+            return Err(ModelError::input("input_values", "a sound", sound.dims()));
+        }
+        if let Some((seen, dims)) = inputs.optional_mask("padding_mask")? {
+            // One row for all channels, or one for each.
+            let rows = seen.len() / batch / samples;
+            if dims.last() != Some(&samples) || dims.first() != Some(&batch) || ![1, channels].contains(&rows) {
+                return Err(ModelError::input("padding_mask", &format!("{:?} as of input_values", sound.dims()), dims));
+            }
+            let seen = seen.iter().map(|&seen| if seen { 1.0 } else { 0.0 }).collect();
+            let silent = || sound.mul(&Tensor::new(sound.engine(), seen, &[batch, rows, samples])?);
             sound = silent().map_err(at())?;
         }
-        let bandwidth = inputs.number("bandwidth").unwrap_or(self.spec.bandwidth);
-        let tables = ((bandwidth * 1000.0 / self.spec.table_bits).floor() as usize).max(1);
-        let tables = if bandwidth > 0.0 { tables.min(self.tables.len()) } else { self.tables.len() };
+        let tables = self.tables_of(inputs.number("bandwidth"))?;
         let (length, step) = self.spec.pieces.unwrap_or((samples, samples));
         let mut pieces = Vec::new();
         for first in (0..samples).step_by(step.max(1)) {
             let piece = sound.narrow(2, first, length.min(samples - first)).map_err(at())?;
             pieces.push(self.encode_piece(&piece, tables)?);
         }
-        let places = |piece: Option<&Piece>| piece.map_or(0, |piece| piece.codes.dims()[2]);
-        let missing = places(pieces.first()).saturating_sub(places(pieces.last()));
+        let places = |piece: Option<&Piece>| piece.map_or(Ok(0), |piece| piece.codes.dim(2));
+        let first = places(pieces.first()).map_err(at())?;
+        let missing = first.saturating_sub(places(pieces.last()).map_err(at())?);
         if let Some(last) = pieces.last_mut() {
             last.codes = last.codes.pad(2, 0, missing, 0.0).map_err(at())?;
         }
         Ok((pieces, missing))
+    }
+
+    /// How many tables tell a sound in so many thousands of bits a second.
+    fn tables_of(&self, asked: Option<f64>) -> Result<usize, ModelError> {
+        let allowed = &self.spec.bandwidths;
+        let unsupported = |found: f64| ModelError::Unsupported {
+            what: "the bandwidth".into(),
+            found: found.to_string(),
+            supported: allowed.iter().map(f64::to_string).collect::<Vec<_>>().join(", "),
+        };
+        let bandwidth = match asked {
+            Some(asked) if allowed.contains(&asked) => asked,
+            Some(asked) => return Err(unsupported(asked)),
+            None => allowed.first().copied().unwrap_or_default(),
+        };
+        let tables = ((bandwidth * 1000.0 / self.spec.table_bits).floor() as usize).max(1);
+        Ok(if bandwidth > 0.0 { tables.min(self.tables.len()) } else { self.tables.len() })
     }
 
     fn encode_piece(&self, sound: &Tensor, tables: usize) -> Result<Piece, ModelError> {
@@ -141,7 +167,7 @@ impl Codec {
         let codes = || -> Result<Tensor, TensorError> {
             let mut rest = x.transpose(1, 2)?;
             let mut codes = Vec::with_capacity(tables);
-            for table in &self.tables[..tables] {
+            for table in self.tables.iter().take(tables) {
                 // The row nearest to a vector; the vector's own length is the same for all rows.
                 let near = rest.matmul(&table.transpose(0, 1)?)?.scale(2.0)?;
                 let found = near.sub(&table.square()?.sum(&[1])?.squeeze(1)?)?.argmax()?;

@@ -21,8 +21,8 @@ pub struct CodecSpec {
     pub width: usize,
     /// How many bits a table takes of each second.
     pub table_bits: f64,
-    /// Thousands of bits a second where nothing else is asked for.
-    pub bandwidth: f64,
+    /// Thousands of bits a second that may be asked for, first that which counts where none is.
+    pub bandwidths: Vec<f64>,
 }
 
 /// A layer of an encoder or a decoder.
