@@ -7,6 +7,7 @@ pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
 pub mod speech;
+pub mod time_series;
 pub mod unet;
 pub mod vae;
 
@@ -90,6 +91,10 @@ pub enum HeadKind {
     Transcript,
     /// A vector for who speaks.
     Speaker,
+    /// Numbers of a whole series.
+    Numbers,
+    /// What comes next in a series.
+    Forecast,
 }
 
 /// Kinds of heads of models that see images.
@@ -158,6 +163,7 @@ pub const ALL: &[&Arch] = &[
     &dit::sd3::ARCH,
     &speech::hubert::ARCH,
     &speech::wav2vec2::ARCH,
+    &time_series::patchtst::ARCH,
     &unet::unet2d_condition::ARCH,
     &vae::autoencoder_kl::ARCH,
     // Vision.

@@ -7,6 +7,7 @@ pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
 pub mod speech;
+pub mod time_series;
 pub mod unet;
 pub mod vae;
 pub mod vision;

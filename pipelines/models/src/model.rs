@@ -13,6 +13,7 @@ use crate::family::dual_encoder::DualEncoder;
 use crate::family::encoder::Encoder;
 use crate::family::encoder_decoder::EncoderDecoder;
 use crate::family::speech::Speech;
+use crate::family::time_series::TimeSeries;
 use crate::family::unet::Unet;
 use crate::family::vae::Vae;
 use crate::family::vision::Vision;
@@ -138,6 +139,8 @@ pub enum Model {
     Codec(Box<Codec>),
     /// Models of speech.
     Speech(Box<Speech>),
+    /// Models of time series.
+    TimeSeries(Box<TimeSeries>),
     /// Networks that tell what to take off a noisy image.
     Unet(Box<Unet>),
     /// Autoencoders of images.
@@ -175,6 +178,7 @@ impl Model {
             Spec::Dit(spec) => Self::Dit(Box::new(Dit::load(loader, *spec)?)),
             Spec::Codec(spec) => Self::Codec(Box::new(Codec::load(loader, *spec)?)),
             Spec::Speech(spec) => Self::Speech(Box::new(Speech::load(loader, *spec)?)),
+            Spec::TimeSeries(spec) => Self::TimeSeries(Box::new(TimeSeries::load(loader, *spec)?)),
             Spec::Unet(spec) => Self::Unet(Box::new(Unet::load(loader, *spec)?)),
             Spec::Vae(spec) => Self::Vae(Box::new(Vae::load(loader, &spec)?)),
             Spec::Vision(spec) => Self::Vision(Box::new(Vision::load(loader, *spec)?)),
@@ -196,6 +200,7 @@ impl Model {
             Self::Dit(model) => model.answer(inputs),
             Self::Codec(model) => model.answer(inputs),
             Self::Speech(model) => model.answer(inputs),
+            Self::TimeSeries(model) => model.answer(inputs),
             Self::Unet(model) => model.answer(inputs),
             Self::Vae(model) => model.answer(inputs),
             Self::Vision(model) => model.answer(inputs),

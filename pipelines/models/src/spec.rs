@@ -4,6 +4,7 @@ pub mod codec;
 pub mod dit;
 pub mod dual_encoder;
 pub mod speech;
+pub mod time_series;
 pub mod unet;
 pub mod vae;
 
@@ -37,6 +38,8 @@ pub enum Spec {
     Codec(Box<codec::CodecSpec>),
     /// A model of speech.
     Speech(Box<speech::SpeechSpec>),
+    /// A model of time series.
+    TimeSeries(Box<time_series::TimeSeriesSpec>),
     /// A network that tells what to take off a noisy image.
     Unet(Box<unet::UnetSpec>),
     /// An autoencoder of images.
