@@ -12,6 +12,7 @@ pub mod embed;
 pub mod image_block;
 pub mod image_mixer;
 pub mod latent;
+pub mod layer_weights;
 pub mod mamba;
 pub mod mamba2;
 pub mod mlp;

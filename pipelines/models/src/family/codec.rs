@@ -185,7 +185,11 @@ impl Codec {
         let mut sounds = Vec::with_capacity(pieces.len());
         for (number, piece) in pieces.iter().enumerate() {
             let places = piece.codes.dim(2).map_err(at())?;
-            let cut = if number + 1 == pieces.len() { missing.min(places) } else { 0 };
+            let cut = if number + 1 == pieces.len() { missing } else { 0 };
+            if places <= cut {
+                let expected = format!("more places than the {cut} that the last piece lacks");
+                return Err(ModelError::input("audio_codes", &expected, piece.codes.dims()));
+            }
             let vectors = || -> Result<Tensor, TensorError> {
                 let codes = piece.codes.narrow(2, 0, places - cut)?;
                 let mut sum: Option<Tensor> = None;

@@ -7,6 +7,7 @@ use accel_backends::tensor::{Linear, Tensor, TensorError};
 
 use crate::ModelError;
 use crate::cache::Row;
+use crate::layers::layer_weights::LayerWeights;
 use crate::layers::mlp::Mlp;
 use crate::layers::norm::Norm;
 use crate::layers::sound::{SoundAdapter, SoundConvolution, SoundPositions};
@@ -30,7 +31,7 @@ pub struct Speech {
     stack: Stack,
     layer_adapters: Vec<(Norm, Mlp)>,
     adapter: Option<SoundAdapter>,
-    weights: Option<Tensor>,
+    weights: Option<LayerWeights>,
     head: Head,
 }
 
@@ -71,7 +72,7 @@ impl Speech {
             stack: Stack::load(loader, spec.stack.clone())?,
             layer_adapters: adapters.transpose()?.unwrap_or_default(),
             adapter: spec.adapter.map(|adapter| SoundAdapter::load(loader, &adapter, hidden)).transpose()?,
-            weights: spec.weighted.then(|| loader.tensor("head.weights", &[layers + 1])).transpose()?,
+            weights: spec.weighted.then(|| LayerWeights::load(loader, "head.weights", layers)).transpose()?,
             head: Head::load(loader, &spec.head, width, features)?,
             spec,
         })
@@ -179,7 +180,7 @@ impl Speech {
         }
         let weighed = || -> Result<Tensor, TensorError> {
             let x = match &self.weights {
-                Some(weights) => weighed(&all, weights)?,
+                Some(weights) => weights.sum(&all)?,
                 None => x,
             };
             x.reshape(&[batch, places, hidden])
@@ -230,10 +231,4 @@ fn layer_adapters(
         Ok((norm, Mlp::load(loader, &name("mlp"), &mlp, hidden)?))
     };
     (0..layers).map(adapter).collect()
-}
-
-/// The sum of the states of all layers, by the softmax of learned weights. Each: `[tokens, hidden]`.
-fn weighed(all: &[Tensor], weights: &Tensor) -> Result<Tensor, TensorError> {
-    let weights = weights.softmax(0)?.reshape(&[all.len(), 1, 1])?;
-    Tensor::stack(all, 0)?.mul(&weights)?.sum(&[0])?.squeeze(0)
 }
