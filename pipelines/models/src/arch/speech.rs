@@ -1,6 +1,9 @@
 //! Models of speech, one file each, and what their configurations share.
 
+pub mod data2vec_audio;
 pub mod hubert;
+pub mod unispeech;
+pub mod unispeech_sat;
 pub mod wav2vec2;
 
 use super::decoder::{activation, layers};
@@ -204,7 +207,7 @@ fn head(config: &Config, kind: HeadKind) -> Result<SpeechHead, ModelError> {
                 return Err(config.wrong("num_codevector_groups", format!("a divisor of {vector}")).into());
             }
             let (vectors, width) = (or("num_codevectors_per_group", 320)?, or("proj_codevector_dim", 256)?);
-            SpeechHead::Quantised { groups, vectors, vector, width }
+            SpeechHead::Quantised { groups, vectors, vector, width, back: false }
         }
         _ => return Err(no_such_head(kind)),
     })

@@ -85,7 +85,7 @@ impl Speech {
     /// When an input is missing, not supported, or of the wrong shape.
     pub fn answer(&self, inputs: &Inputs) -> Result<Outputs, ModelError> {
         match self.spec.head {
-            SpeechHead::States { .. } | SpeechHead::Quantised { .. } => {
+            SpeechHead::States { .. } | SpeechHead::Quantised { back: false, .. } => {
                 inputs.only(&["input_values", "attention_mask", "mask_time_indices"])?;
             }
             _ => inputs.only(&["input_values", "attention_mask"])?,

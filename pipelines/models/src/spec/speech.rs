@@ -136,5 +136,9 @@ pub enum SpeechHead {
         vector: usize,
         /// Elements of a projection.
         width: usize,
+        /// Whether those vectors are projected on to where states are, and not states to where they are.
+        back: bool,
     },
+    /// What pretraining compares: features, and states themselves.
+    Compared,
 }

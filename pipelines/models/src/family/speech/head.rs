@@ -21,6 +21,7 @@ enum Kinds {
     PlaceLabels(Linear),
     Speaker(Speaker),
     Quantised(Quantiser),
+    Compared,
 }
 
 /// Who speaks (<https://www.danielpovey.com/files/2018_icassp_xvectors.pdf>).
@@ -37,6 +38,7 @@ struct Speaker {
 #[derive(Debug)]
 struct Quantiser {
     groups: usize,
+    back: bool,
     hidden: Linear,
     scores: Linear,
     vectors: Tensor,
@@ -74,13 +76,19 @@ impl Head {
                     logits: layer("head.labels", *width, *width)?,
                 })
             }
-            SpeechHead::Quantised { groups, vectors, vector, width } => Kinds::Quantised(Quantiser {
+            SpeechHead::Quantised { groups, vectors, vector, width, back } => Kinds::Quantised(Quantiser {
                 groups: *groups,
-                hidden: layer("head.hidden", *width, hidden)?,
+                back: *back,
+                hidden: if *back {
+                    layer("head.hidden", hidden, *width)?
+                } else {
+                    layer("head.hidden", *width, hidden)?
+                },
                 scores: layer("head.scores", groups * vectors, features)?,
                 vectors: loader.tensor("head.vectors", &[1, groups * vectors, vector / groups])?,
                 projection: layer("head.projection", *width, *vector)?,
             }),
+            SpeechHead::Compared => Kinds::Compared,
         }))
     }
 
@@ -112,11 +120,17 @@ impl Head {
                 }
                 Kinds::Quantised(quantiser) => {
                     let (found, perplexity) = quantiser.nearest(&states.features, hidden)?;
+                    let (mut states, mut found) = (x.clone(), found.linear(&quantiser.projection)?);
+                    let turned = if quantiser.back { &mut found } else { &mut states };
+                    *turned = turned.linear(&quantiser.hidden)?;
                     vec![
-                        ("projected_states".into(), x.linear(&quantiser.hidden)?),
-                        ("projected_quantized_states".into(), found.linear(&quantiser.projection)?),
+                        ("projected_states".into(), states),
+                        ("projected_quantized_states".into(), found),
                         ("codevector_perplexity".into(), perplexity),
                     ]
+                }
+                Kinds::Compared => {
+                    vec![("logits".into(), states.features.clone()), ("projected_states".into(), x.clone())]
                 }
             })
         };
