@@ -163,6 +163,7 @@ pub const ALL: &[&Arch] = &[
     &dit::sd3::ARCH,
     &speech::data2vec_audio::ARCH,
     &speech::hubert::ARCH,
+    &speech::sew::ARCH,
     &speech::unispeech::ARCH,
     &speech::unispeech_sat::ARCH,
     &speech::wav2vec2::ARCH,

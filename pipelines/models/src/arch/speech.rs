@@ -2,6 +2,7 @@
 
 pub mod data2vec_audio;
 pub mod hubert;
+pub mod sew;
 pub mod unispeech;
 pub mod unispeech_sat;
 pub mod wav2vec2;
@@ -49,6 +50,7 @@ const STACK: &[Rule] = &[
     Rule::new("layers.{}.adapter.norm", "encoder.layers.{}.adapter_layer.norm"),
     Rule::new("layers.{}.adapter.mlp.up", "encoder.layers.{}.adapter_layer.linear_1"),
     Rule::new("layers.{}.adapter.mlp.down", "encoder.layers.{}.adapter_layer.linear_2"),
+    Rule::new("squeeze", "encoder.upsample.projection"),
     Rule::new("adapter.projection", "adapter.proj"),
     Rule::new("adapter.norm", "adapter.proj_layer_norm"),
     Rule::new("adapter.layers.{}", "adapter.layers.{}.conv"),
@@ -109,12 +111,14 @@ fn speech(config: &Config, kind: HeadKind) -> Result<SpeechSpec, ModelError> {
         convolutions: convolutions(config)?,
         activation: activation(config, "feat_extract_activation", "gelu")?,
         feature_norm: Some(norm),
+        projected: true,
         hides: config.truth_or("apply_spec_augment", true)?,
         positions: SoundPositionsSpec {
             taps: config.optional_size("num_conv_pos_embeddings")?.unwrap_or(128),
             groups,
             kind: SoundPositionsKind::OfLength,
         },
+        squeeze: None,
         embed_norm: (!stable).then_some(norm),
         stack,
         layer_adapter: config.optional_size("adapter_attn_dim")?.filter(|_| stable),

@@ -10,7 +10,7 @@ use crate::cache::Row;
 use crate::layers::layer_weights::LayerWeights;
 use crate::layers::mlp::Mlp;
 use crate::layers::norm::Norm;
-use crate::layers::sound::{SoundAdapter, SoundConvolution, SoundPositions};
+use crate::layers::sound::{SoundAdapter, SoundConvolution, SoundPositions, SoundSqueeze};
 use crate::model::{Inputs, Outputs};
 use crate::rules::Loader;
 use crate::spec::speech::{SoundAdapterSpec, SoundConvolutionSpec, SpeechHead, SpeechSpec};
@@ -24,9 +24,10 @@ pub struct Speech {
     spec: SpeechSpec,
     convolutions: Vec<SoundConvolution>,
     feature_norm: Option<Norm>,
-    projection: Linear,
+    projection: Option<Linear>,
     hidden_feature: Option<Tensor>,
     positions: SoundPositions,
+    squeeze: Option<SoundSqueeze>,
     embed_norm: Option<Norm>,
     stack: Stack,
     layer_adapters: Vec<(Norm, Mlp)>,
@@ -65,9 +66,10 @@ impl Speech {
         Ok(Self {
             convolutions: convolutions.collect::<Result<_, _>>()?,
             feature_norm: Norm::load_optional(loader, "feature_norm", spec.feature_norm.as_ref(), features)?,
-            projection: loader.linear("projection", hidden, features, true)?,
+            projection: spec.projected.then(|| loader.linear("projection", hidden, features, true)).transpose()?,
             hidden_feature: hidden_feature.transpose()?,
-            positions: SoundPositions::load(loader, &spec.positions, hidden)?,
+            positions: SoundPositions::load(loader, &spec.positions, hidden, spec.squeeze.unwrap_or(1))?,
+            squeeze: spec.squeeze.map(|factor| SoundSqueeze::load(loader, factor, hidden)).transpose()?,
             embed_norm: Norm::load_optional(loader, "embed_norm", spec.embed_norm.as_ref(), hidden)?,
             stack: Stack::load(loader, spec.stack.clone())?,
             layer_adapters: adapters.transpose()?.unwrap_or_default(),
@@ -117,7 +119,9 @@ impl Speech {
 
     fn states(&self, inputs: &Inputs, features: Tensor, hidden: Option<&[bool]>) -> Result<States, ModelError> {
         let [batch, places, _] = features.sizes().map_err(ModelError::at("features"))?;
-        let mut x = features.linear(&self.projection).map_err(ModelError::at("projection"))?;
+        let projected =
+            || self.projection.as_ref().map_or_else(|| Ok(features.clone()), |layer| features.linear(layer));
+        let mut x = projected().map_err(ModelError::at("projection"))?;
         if let Some(hidden) = hidden.filter(|_| self.spec.hides) {
             let missing =
                 || ModelError::MissingInput { name: "mask_time_indices: the model's masked_spec_embed".into() };
@@ -145,23 +149,20 @@ impl Speech {
         Ok(States { x, features, lengths })
     }
 
-    /// Positions and layers. x: `[batch, places, hidden]` to the same shape.
-    fn layers(&self, mut x: Tensor, lengths: Option<&[usize]>) -> Result<Tensor, ModelError> {
+    /// Positions and layers. x: `[batch, places, hidden]` to the same shape, or to the places that layers see.
+    fn layers(&self, x: Tensor, lengths: Option<&[usize]>) -> Result<Tensor, ModelError> {
         let at = || ModelError::at("layers");
-        let [batch, places, hidden] = x.sizes().map_err(at())?;
-        let absent = |&length: &usize| (0..places).map(|place| place >= length).collect();
-        let absent: Vec<Vec<bool>> = lengths.unwrap_or_default().iter().map(absent).collect();
-        if !absent.is_empty() {
-            let seen = absent.iter().flatten().map(|&absent| if absent { 0.0 } else { 1.0 }).collect();
-            let silent = || x.mul(&Tensor::new(x.engine(), seen, &[batch, places, 1])?);
-            x = silent().map_err(at())?;
+        let places = x.dim(1).map_err(at())?;
+        let x = self.positioned(x, lengths)?;
+        let [batch, fewer, hidden] = x.sizes().map_err(at())?;
+        let factor = self.squeeze.as_ref().map_or(1, SoundSqueeze::factor);
+        let lengths = lengths.map(|lengths| lengths.iter().map(|length| length / factor).collect::<Vec<_>>());
+        if lengths.iter().flatten().any(|&length| length == 0) {
+            let expected = format!("a mask that leaves {factor} places of each sound");
+            return Err(ModelError::input("attention_mask", &expected, &[batch, places]));
         }
-        let positions = self.positions.forward(&x, self.spec.activation)?;
-        x = x.add(&positions).map_err(at())?;
-        if let Some(norm) = &self.embed_norm {
-            x = norm.forward(&x)?;
-        }
-        let rows = Row::whole(vec![places; batch]);
+        let absent = absent(lengths.as_deref(), fewer);
+        let rows = Row::whole(vec![fewer; batch]);
         let reading = Reading { rows: &rows, absent: &absent, source: None };
         let mut x = x.flatten(0, 1).map_err(at())?;
         let mut all = vec![x.clone()];
@@ -178,14 +179,34 @@ impl Speech {
                 all.push(x.clone());
             }
         }
-        let weighed = || -> Result<Tensor, TensorError> {
-            let x = match &self.weights {
-                Some(weights) => weights.sum(&all)?,
-                None => x,
-            };
-            x.reshape(&[batch, places, hidden])
+        let told = || -> Result<Tensor, TensorError> {
+            let apart = |x: &Tensor| x.reshape(&[batch, fewer, hidden]);
+            match (&self.weights, &self.squeeze) {
+                (Some(weights), _) => apart(&weights.sum(&all)?),
+                (None, Some(squeeze)) => squeeze.spread(&apart(&x)?, self.spec.activation, places),
+                (None, None) => apart(&x),
+            }
         };
-        weighed().map_err(at())
+        told().map_err(at())
+    }
+
+    /// States with their positions, squeezed where layers see fewer: `[batch, places, hidden]`. Padding is silent.
+    fn positioned(&self, mut x: Tensor, lengths: Option<&[usize]>) -> Result<Tensor, ModelError> {
+        let at = || ModelError::at("positions");
+        let [batch, places, _] = x.sizes().map_err(at())?;
+        let absent = absent(lengths, places);
+        if !absent.is_empty() {
+            let seen = absent.iter().flatten().map(|&absent| if absent { 0.0 } else { 1.0 }).collect();
+            let silent = || x.mul(&Tensor::new(x.engine(), seen, &[batch, places, 1])?);
+            x = silent().map_err(at())?;
+        }
+        let mut positions = self.positions.forward(&x, self.spec.activation)?;
+        if let Some(squeeze) = &self.squeeze {
+            x = squeeze.squeezed(&x).map_err(at())?;
+            positions = positions.narrow(1, 0, places / squeeze.factor()).map_err(at())?;
+        }
+        x = x.add(&positions).map_err(at())?;
+        self.embed_norm.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(&x))
     }
 
     /// How many samples of each sound are no padding, where a mask says so.
@@ -215,6 +236,12 @@ impl Speech {
             _ => Err(ModelError::input("attention_mask", "a mask that leaves some of each sound", &[samples])),
         }
     }
+}
+
+/// Which of its places each sound lacks; empty where none does.
+fn absent(lengths: Option<&[usize]>, places: usize) -> Vec<Vec<bool>> {
+    let absent = |&length: &usize| (0..places).map(|place| place >= length).collect();
+    lengths.unwrap_or_default().iter().map(absent).collect()
 }
 
 /// The narrow parts after the layers.

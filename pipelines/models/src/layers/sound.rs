@@ -1,7 +1,7 @@
 //! What models of speech have beside a stack: convolutions that make features of samples, positions that the states
 //! themselves tell, and what shortens a sequence (<https://arxiv.org/abs/2006.11477>).
 
-use accel_backends::tensor::{Convolution as Op, Linear, Tensor};
+use accel_backends::tensor::{Convolution as Op, Linear, Tensor, TensorError};
 
 use crate::ModelError;
 use crate::layers::batch_norm::BatchNorm;
@@ -78,15 +78,20 @@ pub struct SoundPositions {
 }
 
 impl SoundPositions {
-    /// Reads the part `positions`.
+    /// Reads the part `positions`, for positions of every `stride`-th place.
     ///
     /// # Errors
     ///
     /// When its weights cannot be read.
-    pub fn load(loader: &Loader<'_>, spec: &SoundPositionsSpec, hidden: usize) -> Result<Self, ModelError> {
+    pub fn load(
+        loader: &Loader<'_>,
+        spec: &SoundPositionsSpec,
+        hidden: usize,
+        stride: usize,
+    ) -> Result<Self, ModelError> {
         // An even number of taps gives one place too many, and the last goes.
         let after = spec.taps.div_ceil(2) - 1;
-        let op = Op { padding: vec![(spec.taps / 2, after)], ..Op::new(1).groups(spec.groups) };
+        let op = Op { padding: vec![(spec.taps / 2, after)], ..Op::new(1).stride(stride).groups(spec.groups) };
         let dims = [hidden, hidden / spec.groups, spec.taps];
         let name = "positions";
         Ok(match spec.kind {
@@ -114,7 +119,7 @@ impl SoundPositions {
         })
     }
 
-    /// x: `[batch, places, hidden]` to the same shape.
+    /// x: `[batch, places, hidden]` to the same shape, or as many places as the stride leaves.
     ///
     /// # Errors
     ///
@@ -133,6 +138,52 @@ impl SoundPositions {
             x = x.activate(activation).map_err(ModelError::at("positions"))?;
         }
         Ok(x)
+    }
+}
+
+/// Several places become one, and one several again (<https://arxiv.org/abs/2109.06870>).
+#[derive(Debug)]
+pub struct SoundSqueeze {
+    factor: usize,
+    layer: Linear,
+}
+
+impl SoundSqueeze {
+    /// Reads the part `squeeze`.
+    ///
+    /// # Errors
+    ///
+    /// When its weights cannot be read.
+    pub fn load(loader: &Loader<'_>, factor: usize, hidden: usize) -> Result<Self, ModelError> {
+        Ok(Self { factor, layer: loader.linear("squeeze", hidden * factor, hidden, true)? })
+    }
+
+    /// The mean of each `factor` places. x: `[batch, places, hidden]` to `[batch, places / factor, hidden]`.
+    ///
+    /// # Errors
+    ///
+    /// When the shape does not fit.
+    pub fn squeezed(&self, x: &Tensor) -> Result<Tensor, TensorError> {
+        let [batch, places, hidden] = x.sizes()?;
+        let fewer = places / self.factor;
+        let apart = x.narrow(1, 0, fewer * self.factor)?.reshape(&[batch, fewer, self.factor, hidden])?;
+        apart.mean(&[2])?.squeeze(2)
+    }
+
+    /// x: `[batch, places / factor, hidden]` to `[batch, places, hidden]`; places that are left over are zeros.
+    ///
+    /// # Errors
+    ///
+    /// When the shape does not fit.
+    pub fn spread(&self, x: &Tensor, activation: Activation, places: usize) -> Result<Tensor, TensorError> {
+        let [batch, fewer, hidden] = x.sizes()?;
+        let spread = x.linear(&self.layer)?.activate(activation)?.reshape(&[batch, fewer * self.factor, hidden])?;
+        spread.pad(1, 0, places.saturating_sub(fewer * self.factor), 0.0)
+    }
+
+    /// How many places become one.
+    pub fn factor(&self) -> usize {
+        self.factor
     }
 }
 

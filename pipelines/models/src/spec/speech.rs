@@ -11,10 +11,14 @@ pub struct SpeechSpec {
     pub activation: Activation,
     /// The norm of features, before a layer makes states of them.
     pub feature_norm: Option<NormSpec>,
+    /// Whether such a layer stands there, or features are states already.
+    pub projected: bool,
     /// Whether features that are asked to be hidden are replaced by a learned vector, or stay.
     pub hides: bool,
     /// What is added for positions.
     pub positions: SoundPositionsSpec,
+    /// How many places become one for the layers, and as many again after them.
+    pub squeeze: Option<usize>,
     /// The norm before the first layer.
     pub embed_norm: Option<NormSpec>,
     /// The layers.
