@@ -4,6 +4,7 @@ pub mod attend;
 pub mod attention;
 pub mod batch_norm;
 pub mod bias;
+pub mod bias_gate;
 pub mod carry;
 pub mod conv;
 pub mod convolution;

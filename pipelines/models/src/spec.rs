@@ -385,6 +385,8 @@ pub struct AttentionSpec {
     pub source: Option<usize>,
     /// A learned vector of each distance, whose product with the query is added to the score.
     pub relative: Option<RelativeSpec>,
+    /// Whether each token's own state says how much of what distance adds to its scores counts.
+    pub bias_gate: bool,
 }
 
 /// Vectors of distances (<https://arxiv.org/abs/1803.02155>).
@@ -416,6 +418,7 @@ impl AttentionSpec {
             clip: None,
             source: None,
             relative: None,
+            bias_gate: false,
         }
     }
 

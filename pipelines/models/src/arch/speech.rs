@@ -6,6 +6,7 @@ pub mod sew;
 pub mod unispeech;
 pub mod unispeech_sat;
 pub mod wav2vec2;
+pub mod wavlm;
 
 use super::decoder::{activation, layers};
 use super::{HeadKind, labels, no_such_head};
@@ -41,6 +42,9 @@ const STACK: &[Rule] = &[
     Rule::new("layers.{}.attn.k", "encoder.layers.{}.attention.k_proj"),
     Rule::new("layers.{}.attn.v", "encoder.layers.{}.attention.v_proj"),
     Rule::new("layers.{}.attn.out", "encoder.layers.{}.attention.out_proj"),
+    Rule::new("layers.{}.attn.gate", "encoder.layers.{}.attention.gru_rel_pos_linear"),
+    Rule::new("layers.{}.attn.gate_constant", "encoder.layers.{}.attention.gru_rel_pos_const"),
+    Rule::new("distance", "encoder.layers.0.attention.rel_attn_embed"),
     Rule::new("layers.{}.attn_norm", "encoder.layers.{}.layer_norm"),
     Rule::new("layers.{}.attn_sum_norm", "encoder.layers.{}.layer_norm"),
     Rule::new("layers.{}.mlp.up", "encoder.layers.{}.feed_forward.intermediate_dense"),

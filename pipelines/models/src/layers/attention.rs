@@ -7,6 +7,7 @@ use accel_backends::tensor::{
 
 use crate::ModelError;
 use crate::cache::{Across, LayerState, Row};
+use crate::layers::bias_gate::BiasGate;
 use crate::layers::norm::Norm;
 use crate::rules::Loader;
 use crate::spec::{AttentionSpec, QkvLayout, RelativeSpec};
@@ -36,6 +37,7 @@ pub struct Attention {
     k_norm: Option<Norm>,
     norms_whole: bool,
     relative: Option<Relative>,
+    bias_gate: Option<BiasGate>,
 }
 
 /// Vectors of distances: `[2 * reach - 1, head]`.
@@ -117,6 +119,7 @@ impl Attention {
         });
         Ok(Self {
             relative: relative.transpose()?,
+            bias_gate: spec.bias_gate.then(|| BiasGate::load(loader, name, spec.heads, spec.head)).transpose()?,
             core: Core { name: loader.name(name), shape, sinks },
             rope: spec.rope,
             clip: spec.clip,
@@ -142,9 +145,10 @@ impl Attention {
         let q = self.prepared(&self.clipped(q)?, self.q_norm.as_ref(), pass)?;
         let k = self.prepared(&self.clipped(k)?, self.k_norm.as_ref(), pass)?;
         let v = self.clipped(v)?;
-        let bias = match &self.relative {
-            None => pass.bias.to_vec(),
-            Some(relative) => relative.bias(&q, &k, &self.core.shape, pass.rows).map_err(at())?,
+        let bias = match (&self.relative, &self.bias_gate) {
+            (None, None) => pass.bias.to_vec(),
+            (None, Some(gate)) => gate.gated(x, pass.bias, pass.rows)?,
+            (Some(relative), _) => relative.bias(&q, &k, &self.core.shape, pass.rows).map_err(at())?,
         };
         self.core.forward(&q, k, v, pass, &bias, state)?.linear(&self.out).map_err(at())
     }
