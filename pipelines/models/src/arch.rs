@@ -1,5 +1,6 @@
 //! The registry of model types: each is data that turns a configuration into a specification.
 
+pub mod codec;
 pub mod decoder;
 pub mod dit;
 pub mod dual_encoder;
@@ -7,6 +8,8 @@ pub mod encoder;
 pub mod encoder_decoder;
 pub mod multimodal;
 pub mod retrieval;
+pub mod speech;
+pub mod time_series;
 pub mod unet;
 pub mod vae;
 
@@ -88,6 +91,14 @@ pub enum HeadKind {
     DecoderNextToken,
     /// What is made of an image.
     Image(ImageHead),
+    /// Logits of what is said at each place of a sound.
+    Transcript,
+    /// A vector for who speaks.
+    Speaker,
+    /// Numbers of a whole series.
+    Numbers,
+    /// What comes next in a series.
+    Forecast,
 }
 
 /// Kinds of heads of models that see images.
@@ -152,9 +163,18 @@ pub const ALL: &[&Arch] = &[
     &encoder_decoder::switch_transformers::ARCH,
     &encoder_decoder::t5::ARCH,
     &encoder_decoder::whisper::ARCH,
+    &codec::encodec::ARCH,
     &retrieval::rag::ARCH,
     &dit::flux::ARCH,
     &dit::sd3::ARCH,
+    &speech::data2vec_audio::ARCH,
+    &speech::hubert::ARCH,
+    &speech::sew::ARCH,
+    &speech::unispeech::ARCH,
+    &speech::unispeech_sat::ARCH,
+    &speech::wav2vec2::ARCH,
+    &speech::wavlm::ARCH,
+    &time_series::patchtst::ARCH,
     &unet::unet2d_condition::ARCH,
     &vae::autoencoder_kl::ARCH,
     // Vision.

@@ -276,6 +276,16 @@ impl Config {
         self.optional(key, "a list of whole numbers", integers)
     }
 
+    /// A list of numbers that may be left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn optional_numbers(&self, key: &str) -> Result<Option<Vec<f64>>, ConfigError> {
+        let numbers = |value: &Value| value.as_array()?.iter().map(Value::as_f64).collect::<Option<Vec<_>>>();
+        self.optional(key, "a list of numbers", numbers)
+    }
+
     /// A truth value, with what holds when it is left out.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! Families: what a kind of model computes, without the name of any model type.
 
+pub mod codec;
 pub mod decoder;
 pub mod dit;
 pub mod dual_encoder;
@@ -7,6 +8,8 @@ pub mod encoder;
 pub mod encoder_decoder;
 pub mod multimodal;
 pub mod retrieval;
+pub mod speech;
+pub mod time_series;
 pub mod unet;
 pub mod vae;
 pub mod vision;

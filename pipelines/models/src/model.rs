@@ -6,6 +6,7 @@ use accel_backends::tensor::{Kind, Tensor, TensorError};
 
 use crate::ModelError;
 use crate::cache::State;
+use crate::family::codec::Codec;
 use crate::family::decoder::Decoder;
 use crate::family::dit::Dit;
 use crate::family::dual_encoder::DualEncoder;
@@ -13,6 +14,8 @@ use crate::family::encoder::Encoder;
 use crate::family::encoder_decoder::EncoderDecoder;
 use crate::family::multimodal::Multimodal;
 use crate::family::retrieval::Retrieval;
+use crate::family::speech::Speech;
+use crate::family::time_series::TimeSeries;
 use crate::family::unet::Unet;
 use crate::family::vae::Vae;
 use crate::family::vision::Vision;
@@ -155,6 +158,12 @@ pub enum Model {
     EncoderDecoder(Box<EncoderDecoder>),
     /// Transformers of diffusion.
     Dit(Box<Dit>),
+    /// Codecs of sound.
+    Codec(Box<Codec>),
+    /// Models of speech.
+    Speech(Box<Speech>),
+    /// Models of time series.
+    TimeSeries(Box<TimeSeries>),
     /// Networks that tell what to take off a noisy image.
     Unet(Box<Unet>),
     /// Autoencoders of images.
@@ -194,6 +203,9 @@ impl Model {
             Spec::Encoder(spec) => Self::Encoder(Box::new(Encoder::load(loader, *spec)?)),
             Spec::EncoderDecoder(spec) => Self::EncoderDecoder(Box::new(EncoderDecoder::load(loader, *spec)?)),
             Spec::Dit(spec) => Self::Dit(Box::new(Dit::load(loader, *spec)?)),
+            Spec::Codec(spec) => Self::Codec(Box::new(Codec::load(loader, *spec)?)),
+            Spec::Speech(spec) => Self::Speech(Box::new(Speech::load(loader, *spec)?)),
+            Spec::TimeSeries(spec) => Self::TimeSeries(Box::new(TimeSeries::load(loader, *spec)?)),
             Spec::Unet(spec) => Self::Unet(Box::new(Unet::load(loader, *spec)?)),
             Spec::Vae(spec) => Self::Vae(Box::new(Vae::load(loader, &spec)?)),
             Spec::Vision(spec) => Self::Vision(Box::new(Vision::load(loader, *spec)?)),
@@ -224,6 +236,9 @@ impl Model {
             Self::Encoder(model) => model.answer(inputs),
             Self::EncoderDecoder(model) => model.answer(inputs),
             Self::Dit(model) => model.answer(inputs),
+            Self::Codec(model) => model.answer(inputs),
+            Self::Speech(model) => model.answer(inputs),
+            Self::TimeSeries(model) => model.answer(inputs),
             Self::Unet(model) => model.answer(inputs),
             Self::Vae(model) => model.answer(inputs),
             Self::Vision(model) => model.answer(inputs),

@@ -1,12 +1,15 @@
 //! What a model is made of, as nested values: everything that code needs to know, and no name of a model type.
 
+pub mod codec;
 pub mod dit;
 pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
 pub mod multimodal;
 pub mod retrieval;
+pub mod speech;
 mod state_space;
+pub mod time_series;
 pub mod unet;
 pub mod vae;
 pub mod vision;
@@ -35,6 +38,12 @@ pub enum Spec {
     EncoderDecoder(Box<EncoderDecoderSpec>),
     /// A transformer of diffusion.
     Dit(Box<dit::DitSpec>),
+    /// A codec of sound.
+    Codec(Box<codec::CodecSpec>),
+    /// A model of speech.
+    Speech(Box<speech::SpeechSpec>),
+    /// A model of time series.
+    TimeSeries(Box<time_series::TimeSeriesSpec>),
     /// A network that tells what to take off a noisy image.
     Unet(Box<unet::UnetSpec>),
     /// An autoencoder of images.
@@ -471,6 +480,8 @@ pub struct AttentionSpec {
     pub source: Option<usize>,
     /// Learned vectors of distances, whose products with queries are added to the scores.
     pub relative: Option<RelativeSpec>,
+    /// Whether each token's own state says how much of what distance adds to its scores counts.
+    pub bias_gate: bool,
     /// Whether padding sees all tokens alike, padding too, instead of those that are none.
     pub blind_padding: bool,
 }
@@ -528,6 +539,7 @@ impl AttentionSpec {
             clip: None,
             source: None,
             relative: None,
+            bias_gate: false,
             blind_padding: false,
         }
     }

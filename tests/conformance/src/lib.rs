@@ -178,8 +178,10 @@ fn recorded(model: &Model, case: &Case, engine: &Engine) -> Result<(Graph, HashM
     let mut asked = inputs(case, engine, |_| true)?;
     for input in case.inputs.iter().filter(|input| !input.name.contains("mask")) {
         let known = case.input(engine, input)?;
-        given.insert(input.name.clone(), Array::of(&known)?);
-        let tensor = recorder.input(engine, &input.name, known.kind(), known.dims());
+        // An output may have an input's name, and a graph tells them apart by it.
+        let name = format!("in.{}", input.name);
+        let tensor = recorder.input(engine, &name, known.kind(), known.dims());
+        given.insert(name, Array::of(&known)?);
         asked.insert_recorded(&input.name, tensor, known);
     }
     Ok((recorder.finish(&model.forward(&asked)?)?, given))

@@ -6,6 +6,7 @@ use crate::ModelError;
 use crate::cache::{Row, State};
 use crate::family::decoder::{Batch, NextTokens, absent, logits, logits_matrix, span};
 use crate::layers::attention::Source;
+use crate::layers::layer_weights::LayerWeights;
 use crate::model::{Begun, Inputs, Outputs};
 use crate::rules::Loader;
 use crate::spec::encoder_decoder::{EncoderDecoderHead, EncoderDecoderSpec, SourceSpec};
@@ -21,6 +22,7 @@ pub struct EncoderDecoder {
     matrix: Option<Linear>,
     row: Option<Tensor>,
     dense: Option<Linear>,
+    weights: Option<LayerWeights>,
     start: Option<i64>,
     padding: Option<i64>,
 }
@@ -68,7 +70,7 @@ impl EncoderDecoder {
         let shared = spec.shared.then(|| encoder.embedding().table().clone());
         let decoder = spec.decoder.map(|spec| Stack::load_shared(&loader.part("decoder"), spec, shared.as_ref()));
         let decoder = decoder.transpose()?;
-        let (mut matrix, mut row, mut dense) = (None, None, None);
+        let (mut matrix, mut row, mut dense, mut weights) = (None, None, None, None);
         match &spec.head {
             EncoderDecoderHead::States => {}
             EncoderDecoderHead::NextToken { logits, row: has_row } => {
@@ -85,13 +87,15 @@ impl EncoderDecoder {
             EncoderDecoderHead::TokenLabels(labels) => {
                 matrix = Some(loader.linear("head.token_labels", *labels, hidden, true)?);
             }
-            EncoderDecoderHead::MeanLabels { labels, width } => {
+            EncoderDecoderHead::MeanLabels { labels, width, weighted } => {
+                let layers = encoder.spec().layers.len();
+                weights = weighted.then(|| LayerWeights::load(loader, "head.weights", layers)).transpose()?;
                 dense = Some(loader.linear("head.dense", *width, hidden, true)?);
                 matrix = Some(loader.linear("head.labels", *labels, *width, true)?);
             }
         }
         let (start, padding) = (spec.start, spec.padding);
-        Ok(Self { encoder, features, decoder, head: spec.head, matrix, row, dense, start, padding })
+        Ok(Self { encoder, features, decoder, head: spec.head, matrix, row, dense, weights, start, padding })
     }
 
     /// The encoder's states of what is given, `input_ids` with `attention_mask` or `input_features`, for each sequence:
@@ -108,8 +112,20 @@ impl EncoderDecoder {
             let rows = Row::whole(vec![length; sounds]);
             let flat = x.reshape(&[sounds * length, hidden]).map_err(at())?;
             let reading = Reading { rows: &rows, absent: &[], source: None };
-            let states = self.encoder.layers(0..self.encoder.spec().layers.len(), flat, &reading, None)?;
-            let states = self.encoder.finish(&states)?;
+            let layers = self.encoder.spec().layers.len();
+            let states = match &self.weights {
+                None => self.encoder.finish(&self.encoder.layers(0..layers, flat, &reading, None)?)?,
+                Some(weights) => {
+                    let (mut x, mut all) = (flat.clone(), vec![flat]);
+                    for number in 0..layers {
+                        x = self.encoder.layers(number..number + 1, x, &reading, None)?;
+                        // The last states are those after the norm.
+                        x = if number + 1 == layers { self.encoder.finish(&x)? } else { x };
+                        all.push(x.clone());
+                    }
+                    weights.sum(&all).map_err(at())?
+                }
+            };
             let source = Source { states: states.clone(), lengths: vec![length; sounds], absent: Vec::new() };
             return Ok((states.reshape(&[sounds, length, hidden]).map_err(at())?, source));
         }

@@ -7,6 +7,7 @@ use accel_backends::tensor::{
 
 use crate::ModelError;
 use crate::cache::{Across, LayerState, Row};
+use crate::layers::bias_gate::BiasGate;
 use crate::layers::norm::Norm;
 use crate::layers::relative::{Distances, Relative};
 use crate::rules::Loader;
@@ -38,6 +39,7 @@ pub struct Attention {
     norms_whole: bool,
     relative: Option<Relative>,
     blind_padding: bool,
+    bias_gate: Option<BiasGate>,
 }
 
 /// What one pass tells its attentions.
@@ -111,6 +113,7 @@ impl Attention {
         let relative = spec.relative.map(|relative| Relative::load(loader, name, spec, relative, [&q, &k]));
         Ok(Self {
             relative: relative.transpose()?,
+            bias_gate: spec.bias_gate.then(|| BiasGate::load(loader, name, spec.heads, spec.head)).transpose()?,
             core: Core { name: loader.name(name), shape, sinks },
             rope: spec.rope,
             clip: spec.clip,
@@ -137,9 +140,10 @@ impl Attention {
         let q = self.prepared(&self.clipped(q)?, self.q_norm.as_ref(), pass)?;
         let k = self.prepared(&self.clipped(k)?, self.k_norm.as_ref(), pass)?;
         let v = self.clipped(v)?;
-        let bias = match &self.relative {
-            None => pass.bias.to_vec(),
-            Some(relative) => relative.bias([&q, &k], &self.core.shape, pass.rows, pass.distances).map_err(at())?,
+        let bias = match (&self.relative, &self.bias_gate) {
+            (None, None) => pass.bias.to_vec(),
+            (None, Some(gate)) => gate.gated(x, pass.bias, pass.rows)?,
+            (Some(relative), _) => relative.bias([&q, &k], &self.core.shape, pass.rows, pass.distances).map_err(at())?,
         };
         let blind = if self.blind_padding { blind(&v, pass).map_err(at())? } else { None };
         let attended = self.core.forward(&q, k, v, pass, &bias, state)?;

@@ -69,5 +69,7 @@ pub enum EncoderDecoderHead {
         labels: usize,
         /// Elements between.
         width: usize,
+        /// Whether the states are a weighted sum of those of all layers.
+        weighted: bool,
     },
 }

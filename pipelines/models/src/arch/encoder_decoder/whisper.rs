@@ -72,6 +72,7 @@ const HEADS: &[Rule] = &[
     Rule::new("head.next_token", "proj_out"),
     Rule::new("head.dense", "projector"),
     Rule::new("head.labels", "classifier"),
+    Rule::new("head.weights", "layer_weights"),
 ];
 
 fn stack(config: &Config, decoder: bool, alone: bool) -> Result<StackSpec, ModelError> {
@@ -119,9 +120,6 @@ fn context(config: &Config) -> Result<usize, ModelError> {
 }
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
-    if config.truth_or("use_weighted_layer_sum", false)? {
-        return Err(config.wrong("use_weighted_layer_sum", "false; sums over layers are not supported").into());
-    }
     let logits = LogitsSpec::plain(config.truth_or("tie_word_embeddings", true)?);
     let of_decoder = match kind {
         HeadKind::DecoderNextToken => Some(HeadKind::NextToken),
@@ -147,6 +145,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
             HeadKind::SequenceLabels => EncoderDecoderHead::MeanLabels {
                 labels: labels(config)?,
                 width: config.optional_size("classifier_proj_size")?.unwrap_or(256),
+                weighted: config.truth_or("use_weighted_layer_sum", false)?,
             },
             _ => return Err(no_such_head(kind)),
         },

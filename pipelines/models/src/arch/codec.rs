@@ -1,0 +1,3 @@
+//! Codecs of sound, one file each.
+
+pub mod encodec;

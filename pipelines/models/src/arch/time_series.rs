@@ -1,0 +1,3 @@
+//! Models of time series, one file each.
+
+pub mod patchtst;

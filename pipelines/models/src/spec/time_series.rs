@@ -1,0 +1,158 @@
+//! What models of time series are made of, that read a series in patches.
+
+use super::{AttentionSpec, MlpSpec, NormSpec};
+
+/// A model of time series: several channels of numbers, each cut into patches.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TimeSeriesSpec {
+    /// Moments of a series.
+    pub length: usize,
+    /// Its channels.
+    pub channels: usize,
+    /// How series are brought to one size first.
+    pub scaling: ScalingSpec,
+    /// How they are cut.
+    pub patches: SeriesPatchesSpec,
+    /// Patches that the model does not see.
+    pub hidden_patches: Option<HiddenPatchesSpec>,
+    /// Elements of a patch's state.
+    pub hidden: usize,
+    /// Whether one layer makes states of the patches of all channels, or each channel has its own.
+    pub shared_embedding: bool,
+    /// Whether a learned state stands before those of the patches.
+    pub first: bool,
+    /// The layers.
+    pub layers: Vec<SeriesLayerSpec>,
+    /// What is made of the states.
+    pub head: SeriesHead,
+}
+
+/// How series are brought to one size.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ScalingSpec {
+    /// Not at all.
+    None,
+    /// Divided by the mean of magnitudes.
+    Mean {
+        /// The least divisor.
+        least: f32,
+        /// The divisor of a channel of which nothing was seen; none for the channel's mean over the batch.
+        unseen: Option<f32>,
+    },
+    /// To mean 0 and variance 1.
+    Deviation {
+        /// Added to the variance.
+        least: f32,
+    },
+}
+
+/// How a series is cut into patches, so that the last ends with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeriesPatchesSpec {
+    /// How many.
+    pub count: usize,
+    /// Moments of each.
+    pub length: usize,
+    /// From one to the next.
+    pub stride: usize,
+}
+
+/// Patches at the end that the model does not see.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HiddenPatchesSpec {
+    /// How many.
+    pub last: usize,
+    /// Channels of which it sees all.
+    pub seen: Vec<usize>,
+    /// What it sees instead.
+    pub value: f32,
+}
+
+/// A layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SeriesLayerSpec {
+    /// How patches of a channel see each other.
+    pub attention: AttentionSpec,
+    /// Whether patches of one time see each other then, by the same attention.
+    pub across_channels: bool,
+    /// What each goes through.
+    pub mlp: MlpSpec,
+    /// The norm of each part.
+    pub norm: SeriesNormSpec,
+    /// Whether it stands before its part, or after what the part adds up to.
+    pub norm_before: bool,
+}
+
+/// A norm of states.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum SeriesNormSpec {
+    /// Of each element by what was seen in training.
+    Batch {
+        /// Added to the variance.
+        eps: f32,
+    },
+    /// Of each state.
+    Layer(NormSpec),
+}
+
+/// What is made of the states of a series.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SeriesHead {
+    /// Nothing: the states themselves.
+    States,
+    /// The patches, those too that were not seen.
+    Patches,
+    /// Logits of the series' labels.
+    Labels {
+        /// How many.
+        labels: usize,
+        /// One state of a channel's.
+        pool: SeriesPool,
+    },
+    /// Numbers of the whole series.
+    Numbers {
+        /// How many.
+        numbers: usize,
+        /// One state of a channel's.
+        pool: SeriesPool,
+        /// What tells them.
+        told: DistributionSpec,
+        /// What they lie between, where a single number tells them.
+        range: Option<[f32; 2]>,
+    },
+    /// What comes next in each channel.
+    Forecast {
+        /// How many moments.
+        moments: usize,
+        /// One state of a channel's.
+        pool: SeriesPool,
+        /// What tells them.
+        told: DistributionSpec,
+    },
+}
+
+/// How the states of a channel become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeriesPool {
+    /// The first stands for all.
+    First,
+    /// By their mean.
+    Mean,
+    /// By the largest of each element.
+    Largest,
+    /// One after the other.
+    All,
+}
+
+/// What tells a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DistributionSpec {
+    /// The number itself.
+    Point,
+    /// Student's t: degrees of freedom, location, scale.
+    StudentT,
+    /// A normal distribution: location, scale.
+    Normal,
+    /// A negative binomial distribution: total count, logits.
+    NegativeBinomial,
+}
