@@ -1,6 +1,7 @@
 //! The registry of model types: each is data that turns a configuration into a specification.
 
 pub mod decoder;
+pub mod detection;
 pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
@@ -93,6 +94,10 @@ pub enum ImageHead {
     Pixels,
     /// Maps of some stages.
     Maps,
+    /// Labels and boxes of objects.
+    Objects,
+    /// Labels, boxes and masks of objects.
+    Masks,
     /// How images and texts compare.
     Similarity,
     /// The text half alone, projected or not.
@@ -141,8 +146,10 @@ pub const ALL: &[&Arch] = &[
     &encoder_decoder::whisper::ARCH,
     // Vision.
     &vision::convnext::ARCH,
+    &vision::resnet::ARCH,
     &vision::swin::ARCH,
     &vision::vit::ARCH,
+    &detection::detr::ARCH,
     // Images and texts.
     &dual_encoder::clip::ARCH,
     &dual_encoder::clip::TEXT,

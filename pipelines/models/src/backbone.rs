@@ -2,6 +2,7 @@
 
 pub mod depthwise;
 pub mod patches;
+pub mod residual;
 pub mod windows;
 
 use accel_backends::tensor::Tensor;
@@ -20,6 +21,8 @@ pub enum Backbone {
     Depthwise(Box<depthwise::Depthwise>),
     /// Attention within windows that move.
     Windows(Box<windows::Windows>),
+    /// Convolutions whose results are added to what came in.
+    Residual(Box<residual::Residual>),
 }
 
 /// What a backbone sees.
@@ -41,6 +44,7 @@ impl Backbone {
         Ok(match spec {
             BackboneSpec::Patches(spec) => Self::Patches(Box::new(patches::Patches::load(loader, spec)?)),
             BackboneSpec::Depthwise(spec) => Self::Depthwise(Box::new(depthwise::Depthwise::load(loader, spec)?)),
+            BackboneSpec::Residual(spec) => Self::Residual(Box::new(residual::Residual::load(loader, spec)?)),
             BackboneSpec::Windows(spec) => Self::Windows(Box::new(windows::Windows::load(loader, spec)?)),
         })
     }
@@ -54,6 +58,7 @@ impl Backbone {
         match self {
             Self::Patches(backbone) => backbone.see(asked, stages),
             Self::Depthwise(backbone) => backbone.see(asked, stages),
+            Self::Residual(backbone) => backbone.see(asked, stages),
             Self::Windows(backbone) => backbone.see(asked, stages),
         }
     }

@@ -7,6 +7,7 @@ use accel_backends::tensor::{Kind, Tensor};
 use crate::ModelError;
 use crate::cache::State;
 use crate::family::decoder::Decoder;
+use crate::family::detection::Detection;
 use crate::family::dual_encoder::DualEncoder;
 use crate::family::encoder::Encoder;
 use crate::family::encoder_decoder::EncoderDecoder;
@@ -129,6 +130,8 @@ pub enum Model {
     EncoderDecoder(Box<EncoderDecoder>),
     /// Models of images.
     Vision(Box<Vision>),
+    /// Models that find objects in images.
+    Detection(Box<Detection>),
     /// Models that compare images and texts.
     DualEncoder(Box<DualEncoder>),
     /// Models that write about images.
@@ -158,6 +161,7 @@ impl Model {
             Spec::Encoder(spec) => Self::Encoder(Box::new(Encoder::load(loader, *spec)?)),
             Spec::EncoderDecoder(spec) => Self::EncoderDecoder(Box::new(EncoderDecoder::load(loader, *spec)?)),
             Spec::Vision(spec) => Self::Vision(Box::new(Vision::load(loader, *spec)?)),
+            Spec::Detection(spec) => Self::Detection(Box::new(Detection::load(loader, &spec)?)),
             Spec::DualEncoder(spec) => Self::DualEncoder(Box::new(DualEncoder::load(loader, &spec)?)),
             Spec::VisionLanguage(spec) => Self::VisionLanguage(Box::new(VisionLanguage::load(loader, &spec)?)),
         })
@@ -174,6 +178,7 @@ impl Model {
             Self::Encoder(model) => model.answer(inputs),
             Self::EncoderDecoder(model) => model.answer(inputs),
             Self::Vision(model) => model.answer(inputs),
+            Self::Detection(model) => model.answer(inputs),
             Self::DualEncoder(model) => model.answer(inputs),
             Self::VisionLanguage(model) => model.answer(inputs),
         }

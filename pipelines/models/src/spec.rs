@@ -1,5 +1,6 @@
 //! What a model is made of, as nested values: everything that code needs to know, and no name of a model type.
 
+pub mod detection;
 pub mod dual_encoder;
 pub mod vision;
 pub mod vision_language;
@@ -9,6 +10,7 @@ pub use accel_backends::tensor::{Activation, NormKind, RopeStyle};
 pub mod encoder;
 pub mod encoder_decoder;
 
+use detection::DetectionSpec;
 use dual_encoder::DualEncoderSpec;
 use encoder::EncoderSpec;
 use encoder_decoder::EncoderDecoderSpec;
@@ -26,6 +28,8 @@ pub enum Spec {
     EncoderDecoder(Box<EncoderDecoderSpec>),
     /// A model of images.
     Vision(Box<VisionSpec>),
+    /// A model that finds objects in images.
+    Detection(Box<DetectionSpec>),
     /// A model that compares images and texts.
     DualEncoder(Box<DualEncoderSpec>),
     /// A model that writes about images.

@@ -1,5 +1,7 @@
 //! Attention with grouped queries (<https://arxiv.org/abs/1706.03762>, <https://arxiv.org/abs/2305.13245>).
 
+mod between;
+
 use accel_backends::tensor::{
     Angles, Attention as Op, AttentionInputs, AttentionShape, KeysValues, Linear, QueryRow, RopeStyle, Segment, Tensor,
     TensorError,

@@ -18,8 +18,8 @@ pub struct VisionSpec {
 pub enum VisionHead {
     /// The states themselves.
     States {
-        /// Whether they are answered as a map, or as a sequence.
-        map: bool,
+        /// How they are answered.
+        shape: StatesShape,
         /// What one state of the image is made of, where it is answered too.
         pool: Option<PoolSpec>,
     },
@@ -44,6 +44,17 @@ pub enum VisionHead {
         /// The norm of each.
         norm: Option<NormSpec>,
     },
+}
+
+/// How the states of an image are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatesShape {
+    /// One after the other.
+    Sequence,
+    /// As a map.
+    Map,
+    /// As a map, and the one state of the image as a map of one place.
+    Maps,
 }
 
 /// What one state of an image is made of.
@@ -82,6 +93,8 @@ pub enum BackboneSpec {
     Depthwise(DepthwiseSpec),
     /// Attention within windows that move (<https://arxiv.org/abs/2103.14030>).
     Windows(WindowsSpec),
+    /// Convolutions whose results are added to what came in (<https://arxiv.org/abs/1512.03385>).
+    Residual(ResidualNetSpec),
 }
 
 impl BackboneSpec {
@@ -91,6 +104,7 @@ impl BackboneSpec {
             Self::Patches(spec) => spec.stack.hidden,
             Self::Depthwise(spec) => spec.stages.last().map_or(spec.embed.width, |stage| stage.width),
             Self::Windows(spec) => spec.width(spec.stages.len().saturating_sub(1)),
+            Self::Residual(spec) => spec.stages.last().map_or(spec.stem, |stage| stage.width),
         }
     }
 
@@ -102,6 +116,9 @@ impl BackboneSpec {
                 stage.checked_sub(1).and_then(|stage| spec.stages.get(stage)).map_or(spec.embed.width, |it| it.width)
             }
             Self::Windows(spec) => spec.width(stage.saturating_sub(1)),
+            Self::Residual(spec) => {
+                stage.checked_sub(1).and_then(|stage| spec.stages.get(stage)).map_or(spec.stem, |it| it.width)
+            }
         }
     }
 }
@@ -216,4 +233,33 @@ pub struct WindowStageSpec {
     pub heads: usize,
     /// What each state goes through after attention.
     pub mlp: MlpSpec,
+}
+
+/// Convolutions whose results are added to what came in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResidualNetSpec {
+    /// Channels of the image.
+    pub channels: usize,
+    /// Channels of what the first stage is given, in a quarter of the image's height and width.
+    pub stem: usize,
+    /// The stages, each but the first with half the height and width of the one before.
+    pub stages: Vec<StageSpec>,
+    /// Whether the first has half the height and width of what it is given, too.
+    pub halved_first: bool,
+    /// The blocks.
+    pub block: ResidualBlock,
+    /// What the stem's states and the sums go through.
+    pub activation: Activation,
+}
+
+/// What a block computes before it is added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResidualBlock {
+    /// Two convolutions.
+    Basic,
+    /// Three, of which that in the middle has a quarter of the channels.
+    Bottleneck {
+        /// Whether the first halves height and width where they are halved, not the second.
+        halved_early: bool,
+    },
 }
