@@ -18,12 +18,14 @@ mod lanes;
 mod linear;
 mod norm;
 mod pool;
+mod recurrence;
 mod rope;
 mod unpack;
 
 pub use activation::Activation;
 pub use attention::{AttentionShape, Keys, KeysValues, PAGE, QueryRow};
 pub use linear::Product;
+pub use recurrence::ScanParts;
 pub use rope::RopeStyle;
 pub(crate) use rope::rope;
 pub use unpack::can_unpack;

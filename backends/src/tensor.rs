@@ -13,6 +13,7 @@ mod eager;
 mod fused;
 mod lower;
 mod primitive;
+mod recurrence;
 mod weight;
 
 use std::sync::Arc;
@@ -25,7 +26,8 @@ use crate::graph::Node;
 pub use fused::{Angles, AttentionInputs, Linear};
 pub(crate) use lower::lower;
 use op::Op;
-pub use op::{Attention, Convolution, Experts, NormKind, Segment};
+pub use op::{Attention, Convolution, Experts, NormKind, Scan, Segment};
+pub use recurrence::ScanInputs;
 pub use weight::Weight;
 
 /// An operation went wrong.

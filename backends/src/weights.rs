@@ -23,7 +23,10 @@ pub const NAME_BYTES_MAX: u64 = 1024;
 pub const DIMS_MAX: usize = 8;
 /// The list of shards of a model.
 const SHARD_INDEX_BYTES_MAX: u64 = 64 << 20;
-const SHARD_INDEX: &str = "model.safetensors.index.json";
+/// What transformers and diffusers call a model's list of shards.
+const SHARD_INDEXES: [&str; 2] = ["model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json"];
+/// What they call the one file of a model, which may have others beside it, of another precision say.
+const WHOLE: [&str; 2] = ["model.safetensors", "diffusion_pytorch_model.safetensors"];
 
 /// Where a tensor lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,8 +158,10 @@ pub enum WeightsError {
         offset: u64,
     },
     /// The list of shards names something that is not there.
-    #[error("{SHARD_INDEX}: tensor {tensor} is said to be in {file}, which does not hold it")]
+    #[error("{list}: tensor {tensor} is said to be in {file}, which does not hold it")]
     MissingInShard {
+        /// The list.
+        list: String,
         /// The tensor.
         tensor: String,
         /// The shard.
@@ -171,7 +176,7 @@ pub enum WeightsError {
         found: Vec<String>,
     },
     /// Several files hold weights and nothing says which to use.
-    #[error("several weight files and no {SHARD_INDEX}: {found:?}; name one of them")]
+    #[error("several weight files and no list of shards: {found:?}; name one of them")]
     Ambiguous {
         /// The candidates.
         found: Vec<String>,
@@ -228,14 +233,13 @@ pub fn index(files: &dyn ModelFiles) -> Result<TensorIndex, WeightsError> {
         [] => {}
         _ => return Err(WeightsError::Ambiguous { found: ggufs.into_iter().map(str::to_owned).collect() }),
     }
-    if names.contains(&SHARD_INDEX) {
-        return sharded(files);
+    if let Some(list) = SHARD_INDEXES.into_iter().find(|list| names.contains(list)) {
+        return sharded(files, list);
     }
     let shards: Vec<&str> = names.iter().copied().filter(|name| safetensors::recognise(name)).collect();
-    match shards[..] {
-        [name] => collect(safetensors::read(files, name)?, None),
-        _ if shards.contains(&"model.safetensors") => collect(safetensors::read(files, "model.safetensors")?, None),
-        [] => Err(WeightsError::NoWeights { found: names.into_iter().take(32).map(str::to_owned).collect() }),
+    match (&shards[..], WHOLE.into_iter().find(|name| shards.contains(name))) {
+        (&[name], _) | (_, Some(name)) => collect(safetensors::read(files, name)?, None),
+        ([], _) => Err(WeightsError::NoWeights { found: names.into_iter().take(32).map(str::to_owned).collect() }),
         _ => Err(WeightsError::Ambiguous { found: shards.into_iter().take(32).map(str::to_owned).collect() }),
     }
 }
@@ -285,20 +289,21 @@ struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
-fn sharded(files: &dyn ModelFiles) -> Result<TensorIndex, WeightsError> {
-    let bytes = file_bytes(files, SHARD_INDEX).unwrap_or(0);
-    let text = read_small(files, SHARD_INDEX, SHARD_INDEX_BYTES_MAX)
-        .map_err(|source| WeightsError::Read { file: SHARD_INDEX.into(), offset: 0, bytes, source })?
+fn sharded(files: &dyn ModelFiles, index: &str) -> Result<TensorIndex, WeightsError> {
+    let bytes = file_bytes(files, index).unwrap_or(0);
+    let text = read_small(files, index, SHARD_INDEX_BYTES_MAX)
+        .map_err(|source| WeightsError::Read { file: index.into(), offset: 0, bytes, source })?
         .unwrap_or_default();
     let list: ShardIndex = serde_json::from_slice(&text).map_err(|e| WeightsError::Malformed {
-        file: SHARD_INDEX.into(),
+        file: index.into(),
         offset: 0,
         reason: e.to_string(),
     })?;
     let mut shards: BTreeMap<&str, BTreeMap<String, TensorInfo>> = BTreeMap::new();
     let mut tensors = BTreeMap::new();
     for (name, file) in &list.weight_map {
-        let missing = || WeightsError::MissingInShard { tensor: name.clone(), file: file.clone() };
+        let missing =
+            || WeightsError::MissingInShard { list: index.to_owned(), tensor: name.clone(), file: file.clone() };
         if !shards.contains_key(file.as_str()) {
             file_bytes(files, file).ok_or_else(missing)?;
             let read = safetensors::read(files, file)?;

@@ -283,6 +283,7 @@ impl Pipeline for TextPipeline {
         let prompt = tokens.len();
         let positions = self.positions(prompt, spec)?;
         let state_bytes = self.decoder.position_bytes().saturating_mul(positions as u64);
+        let state_bytes = state_bytes.saturating_add(self.decoder.sequence_bytes());
         self.reserve(state_bytes)?;
         let mut answer = Answer::new(&tokens, &spec.generation.stop);
         tokens.extend_from_slice(&spec.prior);

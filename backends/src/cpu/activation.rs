@@ -115,6 +115,7 @@ fn scalar(activation: Activation) -> Option<fn(f32) -> f32> {
         Activation::Relu2 => |x| if x < 0.0 { 0.0 } else { x * x },
         Activation::Tanh => libm::tanhf,
         Activation::Sigmoid => |x| 1.0 / (1.0 + libm::expf(-x)),
+        Activation::Softplus => |x| libm::log1pf(libm::expf(-x.abs())) + if x < 0.0 { 0.0 } else { x },
         _ => return None,
     })
 }

@@ -7,7 +7,7 @@ use crate::cpu::{Keys, Product};
 use super::op::{Attention, Binary, Compare, Convolution, Experts, NormKind, Op, Reduce, Unary};
 use super::{
     Activation, AttentionShape, Engine, KeysValues, Kind, QueryRow, RopeStyle, Tensor, TensorError, Value, Weight,
-    lower, shape,
+    lower, recurrence, shape,
 };
 
 type Result<T> = std::result::Result<T, TensorError>;
@@ -31,6 +31,7 @@ pub(super) fn apply(op: &Op, args: &[&Tensor]) -> Result<Vec<Tensor>> {
         },
         Op::Convolution(conv) => convolution(engine, conv, args)?,
         Op::Experts(experts) => self::experts(engine, *experts, args)?,
+        Op::CausalConvolution { .. } | Op::Scan(_) | Op::Wkv => return recurrence::eager(engine, op, args),
         Op::GroupNorm { .. } | Op::Softmax { .. } | Op::ConvolutionTransposed(_) => return lower(op, args),
         Op::Gather { axis } => gather(engine, *axis, args[0], args[1])?,
         _ => Tensor::dense(engine, primitive(op, args)?),

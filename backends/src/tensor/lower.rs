@@ -2,7 +2,7 @@
 //! is no kernel, computing too.
 
 use super::op::{Attention, Convolution, Experts, NormKind, Op};
-use super::{Activation, Kind, RopeStyle, Tensor, TensorError, shape};
+use super::{Activation, Kind, RopeStyle, Tensor, TensorError, recurrence, shape};
 
 type Result<T> = std::result::Result<T, TensorError>;
 
@@ -24,6 +24,9 @@ pub(crate) fn lower(op: &Op, args: &[&Tensor]) -> Result<Vec<Tensor>> {
         Op::Convolution(conv) => convolution(conv, args)?,
         Op::ConvolutionTransposed(conv) => convolution_transposed(conv, args)?,
         Op::Experts(experts) => self::experts(*experts, args)?,
+        Op::CausalConvolution { .. } => return recurrence::lower_causal_convolution(args),
+        Op::Scan(scan) => return recurrence::lower_scan(*scan, args),
+        Op::Wkv => return recurrence::lower_wkv(args),
         _ => {
             return Err(TensorError::Shape {
                 operation: "lower",
@@ -116,9 +119,15 @@ fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// `log(1 + e^x)`, in a form that does not overflow.
+/// `log(1 + e^x)`, in a form that neither overflows nor loses what is small beside 1.
 fn softplus(x: &Tensor) -> Result<Tensor> {
-    x.abs()?.neg()?.exp()?.shift(1.0)?.log()?.add(&x.max(&x.like(0.0)?)?)
+    // With `y = 1 + e` as it was rounded, `e log(y) / (y - 1)` is `log(1 + e)` (W. Kahan).
+    let e = x.abs()?.neg()?.exp()?;
+    let y = e.shift(1.0)?;
+    let one = y.like(1.0)?;
+    let rest = y.sub(&one)?.max(&y.like(f32::MIN_POSITIVE)?)?;
+    let small = y.equal(&one)?.select(&e, &e.mul(&y.log()?)?.div(&rest)?)?;
+    small.add(&x.max(&x.like(0.0)?)?)
 }
 
 fn softmax(x: &Tensor, axis: usize) -> Result<Tensor> {

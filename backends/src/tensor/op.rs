@@ -1,6 +1,9 @@
 //! The operations, as data: what each is, and what shape its results have.
 
+mod recurrence;
+
 use super::{Activation, AttentionShape, Kind, RopeStyle, Tensor, TensorError};
+pub use recurrence::Scan;
 
 /// An operation with everything about it that is no tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -133,6 +136,15 @@ pub enum Op {
     ConvolutionTransposed(Convolution),
     /// `[x, places, weights..]`: of each token the results of some experts, unweighted. See [`Experts`].
     Experts(Experts),
+    /// `[x, tail, weight, bias?]`, see [`Tensor::causal_convolution`].
+    CausalConvolution {
+        /// Whether there is a bias.
+        bias: bool,
+    },
+    /// `[x, step, rate, input, output, skip, state]`, see [`Scan`].
+    Scan(Scan),
+    /// `[key, value, decay, first, state]`, see [`Tensor::wkv`].
+    Wkv,
 }
 
 /// Element by element.
@@ -343,6 +355,9 @@ impl Op {
             Self::Convolution(_) => "convolution",
             Self::ConvolutionTransposed(_) => "convolution_transposed",
             Self::Experts(_) => "experts",
+            Self::CausalConvolution { .. } => "causal_convolution",
+            Self::Scan(_) => "scan",
+            Self::Wkv => "wkv",
         }
     }
 
@@ -361,6 +376,9 @@ impl Op {
                 | Self::Convolution(_)
                 | Self::ConvolutionTransposed(_)
                 | Self::Experts(_)
+                | Self::CausalConvolution { .. }
+                | Self::Scan(_)
+                | Self::Wkv
         )
     }
 
@@ -555,6 +573,7 @@ impl Op {
                 }
                 _ => Err(wrong("[tokens, hidden] and whole places of [tokens, chosen]".into())),
             },
+            Self::CausalConvolution { .. } | Self::Scan(_) | Self::Wkv => recurrence::infer(self, args).map_err(wrong),
         }
     }
 
@@ -590,6 +609,9 @@ impl Op {
             }
             Self::Convolution(conv) | Self::ConvolutionTransposed(conv) => 2 + usize::from(conv.bias),
             Self::Experts(experts) => 2 + experts.count * experts.tensors(),
+            Self::CausalConvolution { bias } => 3 + usize::from(*bias),
+            Self::Scan(_) => 7,
+            Self::Wkv => 5,
         };
         (expected, expected == found)
     }

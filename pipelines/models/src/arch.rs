@@ -2,9 +2,13 @@
 
 pub mod decoder;
 pub mod detection;
+pub mod dit;
 pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
+pub mod unet;
+pub mod vae;
+
 mod rope;
 pub mod vision;
 pub mod vision_language;
@@ -29,7 +33,7 @@ pub struct Arch {
 /// A model type in Hugging Face's format.
 #[derive(Debug)]
 pub struct HuggingFace {
-    /// The `model_type` of its configuration.
+    /// The `model_type` of its configuration; Diffusers' have none and name their class, as `_class_name`.
     pub model_type: &'static str,
     /// Its classes; a checkpoint that names none is of the first.
     pub classes: &'static [Class],
@@ -134,16 +138,24 @@ pub const ALL: &[&Arch] = &[
     &decoder::falcon::ARCH,
     &decoder::gemma2::ARCH,
     &decoder::gpt2::ARCH,
+    &decoder::jamba::ARCH,
     &decoder::llama::ARCH,
+    &decoder::mamba::ARCH,
+    &decoder::mamba2::ARCH,
     &decoder::mistral::ARCH,
     &decoder::mixtral::ARCH,
     &decoder::phi::ARCH,
+    &decoder::rwkv::ARCH,
     &encoder::bert::ARCH,
     &encoder::dpr::ARCH,
     &encoder_decoder::bart::ARCH,
     &encoder_decoder::switch_transformers::ARCH,
     &encoder_decoder::t5::ARCH,
     &encoder_decoder::whisper::ARCH,
+    &dit::flux::ARCH,
+    &dit::sd3::ARCH,
+    &unet::unet2d_condition::ARCH,
+    &vae::autoencoder_kl::ARCH,
     // Vision.
     &vision::convnext::ARCH,
     &vision::resnet::ARCH,
@@ -200,6 +212,9 @@ pub fn describe(files: &dyn ModelFiles, index: &TensorIndex) -> Result<Descripti
         return Ok(Description { spec, rules: gguf.rules, class: gguf.architecture, classes: &[] });
     }
     let config = Config::read(files)?;
+    if let Some(name) = config.optional_text("_class_name")? {
+        return describe_class(&config, name);
+    }
     let name = config.text("model_type")?;
     let found = ALL.iter().map(|arch| &arch.hugging_face).find(|arch| arch.model_type == name);
     let supported = || ALL.iter().map(|arch| arch.hugging_face.model_type).collect();
@@ -212,6 +227,21 @@ pub fn describe(files: &dyn ModelFiles, index: &TensorIndex) -> Result<Descripti
     let rules = Rules { base: class.base, stack: arch.stack, heads: arch.heads };
     Ok(Description { spec, rules, class: class.name, classes })
 }
+
+/// A model of Diffusers, whose configuration names its class.
+fn describe_class(config: &Config, name: String) -> Result<Description, ModelError> {
+    let archs = || ALL.iter().map(|arch| &arch.hugging_face).filter(|arch| arch.model_type.starts_with(DIFFUSERS));
+    let classes = || archs().flat_map(|arch| arch.classes.iter().map(move |class| (arch, class)));
+    let supported = || classes().map(|(_, class)| class.name).collect();
+    let found = classes().find(|(_, class)| class.name == name);
+    let (arch, class) = found.ok_or_else(|| unsupported("the _class_name", name, supported()))?;
+    let spec = (arch.spec)(config, class.head)?;
+    let rules = Rules { base: class.base, stack: arch.stack, heads: arch.heads };
+    Ok(Description { spec, rules, class: class.name, classes: arch.classes })
+}
+
+/// What the names of Diffusers' types begin with here.
+const DIFFUSERS: &str = "diffusers-";
 
 /// The head of a decoder.
 fn decoder_head(config: &Config, kind: HeadKind, logits: LogitsSpec) -> Result<HeadSpec, ModelError> {

@@ -52,9 +52,26 @@ struct Slot {
 #[derive(Clone, Debug, Default)]
 pub struct LayerState {
     slots: Vec<Kept>,
-    /// Of each slot what the layer carries from token to token.
-    carries: Vec<Vec<Tensor>>,
+    /// Of each slot what the layer's mixer and its feed-forward part carry from token to token.
+    carries: Vec<[Carried; 2]>,
     across: Vec<Option<Across>>,
+}
+
+/// Which part of a layer carries something from token to token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// What mixes tokens.
+    Mixer,
+    /// What each goes through.
+    Ffn,
+}
+
+/// What a part of a layer carries from token to token.
+#[derive(Clone, Debug, Default)]
+struct Carried {
+    /// How many positions it comes from: it cannot go back to an earlier one.
+    length: usize,
+    tensors: Vec<Tensor>,
 }
 
 /// Keys and values of what a sequence is made from, for attention across.
@@ -139,7 +156,7 @@ impl State {
                 *kept = Kept::default();
             }
             if let Some(carries) = layer.carries.get_mut(slot) {
-                carries.clear();
+                *carries = <[Carried; 2]>::default();
             }
             if let Some(across) = layer.across.get_mut(slot) {
                 *across = None;
@@ -237,17 +254,26 @@ impl LayerState {
         Ok(all)
     }
 
-    /// What a sequence carries from token to token; none at its beginning.
-    pub fn carries(&self, slot: usize) -> Option<&[Tensor]> {
-        self.carries.get(slot).map(Vec::as_slice).filter(|carries| !carries.is_empty())
+    /// What a part carries from the tokens before a row; none at the beginning of its sequence.
+    ///
+    /// # Errors
+    ///
+    /// When it comes from another number of positions than the row's past.
+    pub fn carries(&self, row: &Row, part: Part) -> Result<Option<&[Tensor]>, ModelError> {
+        let carried = self.carries.get(row.slot).map(|parts| &parts[part as usize]);
+        match carried.filter(|carried| !carried.tensors.is_empty()) {
+            _ if row.past == 0 => Ok(None),
+            Some(carried) if carried.length == row.past => Ok(Some(&carried.tensors)),
+            carried => Err(not_kept(row.past, carried.map_or(0, |carried| carried.length))),
+        }
     }
 
-    /// Keeps what a sequence carries.
-    pub fn carry(&mut self, slot: usize, carries: Vec<Tensor>) {
-        if self.carries.len() <= slot {
-            self.carries.resize_with(slot + 1, Vec::new);
+    /// Keeps what a part carries from a row on.
+    pub fn carry(&mut self, row: &Row, part: Part, tensors: Vec<Tensor>) {
+        if self.carries.len() <= row.slot {
+            self.carries.resize_with(row.slot + 1, Default::default);
         }
-        self.carries[slot] = carries;
+        self.carries[row.slot][part as usize] = Carried { length: row.past + row.len, tensors };
     }
 
     /// What a sequence is made from.
@@ -269,7 +295,7 @@ impl LayerState {
         if let Some((keys, values)) = self.slots.get_mut(slot).and_then(|kept| kept.recorded.as_mut()) {
             all.extend([keys, values]);
         }
-        all.extend(self.carries.get_mut(slot).into_iter().flatten());
+        all.extend(self.carries.get_mut(slot).into_iter().flatten().flat_map(|carried| &mut carried.tensors));
         all
     }
 }

@@ -72,9 +72,13 @@ impl Config {
         let text = read_small(files, CONFIG_FILE, CONFIG_BYTES_MAX)
             .map_err(|source| ConfigError::Read { file: CONFIG_FILE.into(), source })?
             .ok_or(ConfigError::NoFile)?;
-        let values = serde_json::from_slice(&text)
-            .map_err(|error| ConfigError::Syntax { file: CONFIG_FILE.into(), reason: error.to_string() })?;
-        Ok(Self { path: CONFIG_FILE.into(), values })
+        let values = serde_json::from_slice(&text).or_else(|error| match strict(&text) {
+            Some(text) => serde_json::from_slice(&text),
+            None => Err(error),
+        });
+        let syntax =
+            |error: serde_json::Error| ConfigError::Syntax { file: CONFIG_FILE.into(), reason: error.to_string() };
+        Ok(Self { path: CONFIG_FILE.into(), values: values.map_err(syntax)? })
     }
 
     /// The metadata of a GGUF file, without its lists.
@@ -149,7 +153,7 @@ impl Config {
     ///
     /// When it is mistyped.
     pub fn optional_number(&self, key: &str) -> Result<Option<f64>, ConfigError> {
-        self.optional(key, "a number", Value::as_f64)
+        self.optional(key, "a number", float)
     }
 
     /// A whole number of any sign that may be left out, such as the id of a token.
@@ -167,21 +171,86 @@ impl Config {
     ///
     /// When it is missing, mistyped or of another length.
     pub fn numbers(&self, key: &str, length: usize) -> Result<Vec<f64>, ConfigError> {
-        let numbers = |value: &Value| value.as_array()?.iter().map(Value::as_f64).collect::<Option<Vec<_>>>();
+        let numbers = |value: &Value| value.as_array()?.iter().map(float).collect::<Option<Vec<_>>>();
         let read = |config: &Self, key: &str| config.optional(key, "a list of numbers", numbers);
         let numbers = self.required(key, "a list of numbers", read)?;
         if numbers.len() == length { Ok(numbers) } else { Err(self.wrong(key, format!("{length} numbers"))) }
     }
 
-    /// A list of sizes that may be left out.
+    /// A list of sizes that may be left out; one size stands for a list of itself.
     ///
     /// # Errors
     ///
     /// When it is mistyped.
     pub fn optional_sizes(&self, key: &str) -> Result<Option<Vec<usize>>, ConfigError> {
         let size = |value: &Value| value.as_u64().filter(|size| (1..=1 << 31).contains(size)).map(|size| size as usize);
-        let sizes = |value: &Value| value.as_array()?.iter().map(size).collect::<Option<Vec<_>>>();
+        let sizes = |value: &Value| match value.as_array() {
+            Some(sizes) => sizes.iter().map(size).collect::<Option<Vec<_>>>(),
+            None => Some(vec![size(value)?]),
+        };
         self.optional(key, "a list of positive whole numbers", sizes)
+    }
+
+    /// A size of each of some parts: a list of so many, or one for all.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped or of another length.
+    pub fn sizes_of(&self, key: &str, parts: usize, default: usize) -> Result<Vec<usize>, ConfigError> {
+        match self.optional_sizes(key)?.unwrap_or_else(|| vec![default]) {
+            sizes if sizes.len() == parts => Ok(sizes),
+            sizes if sizes.len() == 1 && !self.is_list(key) => Ok(vec![sizes[0]; parts]),
+            _ => Err(self.wrong(key, format!("{parts} sizes"))),
+        }
+    }
+
+    /// A truth of each of some parts: a list of so many, or one for all.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped or of another length.
+    pub fn truths_of(&self, key: &str, parts: usize, default: bool) -> Result<Vec<bool>, ConfigError> {
+        let truths = |value: &Value| match value.as_array() {
+            Some(truths) => truths.iter().map(Value::as_bool).collect::<Option<Vec<_>>>(),
+            None => Some(vec![value.as_bool()?; parts]),
+        };
+        let truths = self.optional(key, "a list of truths", truths)?.unwrap_or_else(|| vec![default; parts]);
+        if truths.len() == parts { Ok(truths) } else { Err(self.wrong(key, format!("{parts} truths"))) }
+    }
+
+    /// A list whose elements are sizes or lists of sizes, which may be left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn nested_sizes(&self, key: &str) -> Result<Option<Vec<Vec<usize>>>, ConfigError> {
+        let size = |value: &Value| value.as_u64().filter(|size| (1..=1 << 31).contains(size)).map(|size| size as usize);
+        let sizes = |value: &Value| match value.as_array() {
+            Some(sizes) => sizes.iter().map(size).collect::<Option<Vec<_>>>(),
+            None => Some(vec![size(value)?]),
+        };
+        self.optional(key, "a list of sizes or of lists of them", |value| value.as_array()?.iter().map(sizes).collect())
+    }
+
+    /// A list of places, counted from 0; empty when it is left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn places(&self, key: &str) -> Result<Vec<usize>, ConfigError> {
+        let place = |value: &Value| value.as_u64().filter(|&place| place <= 1 << 31).map(|place| place as usize);
+        let places = |value: &Value| value.as_array()?.iter().map(place).collect::<Option<Vec<_>>>();
+        Ok(self.optional(key, "a list of whole numbers", places)?.unwrap_or_default())
+    }
+
+    /// Whether a key is there and null.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.values.get(key).is_some_and(Value::is_null)
+    }
+
+    /// Whether a key has a list.
+    pub fn is_list(&self, key: &str) -> bool {
+        self.value(key).is_some_and(Value::is_array)
     }
 
     /// Height and width: two sizes, or one for both; may be left out.
@@ -294,4 +363,43 @@ impl Config {
     ) -> Result<Option<T>, ConfigError> {
         self.value(key).map(|value| read(value).ok_or_else(|| self.wrong(key, expected))).transpose()
     }
+}
+
+/// The literals of Python's `json` that JSON has not, and what stands for them: for infinity the largest number, which no
+/// configuration means otherwise, and for what is no number something that is none.
+const LITERALS: [(&[u8], &[u8]); 3] =
+    [(b"-Infinity", b"-1.7976931348623157e308"), (b"Infinity", b"1.7976931348623157e308"), (b"NaN", b"[\"NaN\"]")];
+
+/// The text with JSON in place of such literals, where it has any. Nothing within quotes is touched, and what stands for
+/// them can be no key, so that a text which was wrong elsewhere stays wrong.
+fn strict(text: &[u8]) -> Option<Vec<u8>> {
+    let (mut out, mut rest, mut quoted, mut found) = (Vec::with_capacity(text.len()), text, false, false);
+    while let [byte, after @ ..] = rest {
+        let literal = LITERALS.iter().find(|(literal, _)| !quoted && rest.starts_with(literal));
+        rest = match (literal, after) {
+            (Some((literal, json)), _) => {
+                // A word that only begins so is not the literal, and is left for the parser to refuse.
+                let end = &rest[literal.len()..];
+                let whole = !end.first().is_some_and(|next| next.is_ascii_alphanumeric() || *next == b'_');
+                out.extend_from_slice(if whole { json } else { literal });
+                found |= whole;
+                end
+            }
+            (None, [escaped, after @ ..]) if quoted && *byte == b'\\' => {
+                out.extend([*byte, *escaped]);
+                after
+            }
+            _ => {
+                quoted ^= *byte == b'"';
+                out.push(*byte);
+                after
+            }
+        };
+    }
+    found.then_some(out)
+}
+
+/// A number, which may be infinite.
+fn float(value: &Value) -> Option<f64> {
+    value.as_f64().map(|number| if number.abs() == f64::MAX { number * 2.0 } else { number })
 }

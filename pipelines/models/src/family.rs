@@ -2,8 +2,11 @@
 
 pub mod decoder;
 pub mod detection;
+pub mod dit;
 pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
+pub mod unet;
+pub mod vae;
 pub mod vision;
 pub mod vision_language;

@@ -8,9 +8,12 @@ use crate::ModelError;
 use crate::cache::State;
 use crate::family::decoder::Decoder;
 use crate::family::detection::Detection;
+use crate::family::dit::Dit;
 use crate::family::dual_encoder::DualEncoder;
 use crate::family::encoder::Encoder;
 use crate::family::encoder_decoder::EncoderDecoder;
+use crate::family::unet::Unet;
+use crate::family::vae::Vae;
 use crate::family::vision::Vision;
 use crate::family::vision_language::VisionLanguage;
 use crate::rules::Loader;
@@ -128,6 +131,12 @@ pub enum Model {
     Encoder(Box<Encoder>),
     /// Encoders with a decoder of text.
     EncoderDecoder(Box<EncoderDecoder>),
+    /// Transformers of diffusion.
+    Dit(Box<Dit>),
+    /// Networks that tell what to take off a noisy image.
+    Unet(Box<Unet>),
+    /// Autoencoders of images.
+    Vae(Box<Vae>),
     /// Models of images.
     Vision(Box<Vision>),
     /// Models that find objects in images.
@@ -160,6 +169,9 @@ impl Model {
             Spec::Decoder(spec) => Self::Decoder(Box::new(Decoder::load(loader, *spec)?)),
             Spec::Encoder(spec) => Self::Encoder(Box::new(Encoder::load(loader, *spec)?)),
             Spec::EncoderDecoder(spec) => Self::EncoderDecoder(Box::new(EncoderDecoder::load(loader, *spec)?)),
+            Spec::Dit(spec) => Self::Dit(Box::new(Dit::load(loader, *spec)?)),
+            Spec::Unet(spec) => Self::Unet(Box::new(Unet::load(loader, *spec)?)),
+            Spec::Vae(spec) => Self::Vae(Box::new(Vae::load(loader, &spec)?)),
             Spec::Vision(spec) => Self::Vision(Box::new(Vision::load(loader, *spec)?)),
             Spec::Detection(spec) => Self::Detection(Box::new(Detection::load(loader, &spec)?)),
             Spec::DualEncoder(spec) => Self::DualEncoder(Box::new(DualEncoder::load(loader, &spec)?)),
@@ -177,6 +189,9 @@ impl Model {
             Self::Decoder(model) => model.answer(inputs),
             Self::Encoder(model) => model.answer(inputs),
             Self::EncoderDecoder(model) => model.answer(inputs),
+            Self::Dit(model) => model.answer(inputs),
+            Self::Unet(model) => model.answer(inputs),
+            Self::Vae(model) => model.answer(inputs),
             Self::Vision(model) => model.answer(inputs),
             Self::Detection(model) => model.answer(inputs),
             Self::DualEncoder(model) => model.answer(inputs),

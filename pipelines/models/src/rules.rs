@@ -11,8 +11,9 @@ use crate::ModelError;
 /// A part of a model and its name in the files; each `{}` stands for a number, of a layer or an expert.
 ///
 /// A rule names a module, `.weight` and `.bias` follow in both, or a whole tensor, or what several names begin with, where
-/// both end in a dot. Of several rules for one name the first counts whose tensor is there: types have had more names
-/// than one.
+/// both end in a dot. A rule from `*.` on renames the end of a name, whatever that begins with; the beginning then follows
+/// the other rules. Of several rules for one name the first counts whose tensor is there: types have had more names than
+/// one.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     /// The name in the model.
@@ -32,6 +33,10 @@ pub enum How {
     Transposed,
     /// One is added to a weight, which the file has as the difference from one.
     AddOne,
+    /// The file has two tensors as one, one after the other: the first of them.
+    FirstHalf,
+    /// The second of them.
+    SecondHalf,
 }
 
 impl Rule {
@@ -43,6 +48,16 @@ impl Rule {
     /// A matrix of another name that the file has transposed.
     pub const fn transposed(to: &'static str, from: &'static str) -> Self {
         Self { to, from, how: How::Transposed }
+    }
+
+    /// The first of two tensors that the file has as one, one after the other.
+    pub const fn first_half(to: &'static str, from: &'static str) -> Self {
+        Self { to, from, how: How::FirstHalf }
+    }
+
+    /// The second of two tensors that the file has as one.
+    pub const fn second_half(to: &'static str, from: &'static str) -> Self {
+        Self { to, from, how: How::SecondHalf }
     }
 
     /// A weight of another name that the file has less one.
@@ -169,6 +184,9 @@ impl<'a> Loader<'a> {
         let found = self.index.get(&from).ok_or_else(|| ModelError::MissingTensor { name: self.name(name), from })?;
         let stored_dims: Vec<usize> = match how {
             How::Transposed => dims.iter().rev().copied().collect(),
+            How::FirstHalf | How::SecondHalf => {
+                dims.iter().enumerate().map(|(axis, &size)| if axis == 0 { 2 * size } else { size }).collect()
+            }
             _ => dims.to_vec(),
         };
         if found.dims != stored_dims {
@@ -205,6 +223,17 @@ impl<'a> Loader<'a> {
             How::AsIs | How::Transposed if tensor.dims.len() < 2 => dense(),
             How::AsIs => Ok(stored.clone()),
             How::AddOne => dense().and_then(|dense| dense.shift(1.0)),
+            How::FirstHalf | How::SecondHalf => {
+                let half = tensor.dims.first().map_or(0, |rows| rows / 2);
+                let first = if how == How::FirstHalf { 0 } else { half };
+                if tensor.dims.len() < 2 {
+                    dense().and_then(|dense| dense.narrow(0, first, half))
+                } else {
+                    let rows: Vec<usize> = (first..first + half).collect();
+                    let picked = stored.as_stored().map(|weight| weight.picked(&rows));
+                    Ok(picked.map_or(stored.clone(), |picked| Tensor::stored(self.engine, Arc::new(picked))))
+                }
+            }
             How::Transposed => {
                 let turned = dense().and_then(|dense| dense.transpose(0, 1)).and_then(|turned| {
                     let (dims, values) = (turned.dims().to_vec(), turned.to_vec()?);
@@ -220,12 +249,33 @@ impl<'a> Loader<'a> {
     /// of all. A name without a rule is its own.
     fn find(&self, name: &str) -> (String, How) {
         let name = self.name(name);
-        let named = |base: &str, rule: &Rule| Some((format!("{base}{}", rename(rule, &name)?), rule.how));
-        let stack = self.rules.stack.iter().filter_map(|rule| named(self.rules.base, rule));
-        let all: Vec<_> = stack.chain(self.rules.heads.iter().filter_map(|rule| named("", rule))).collect();
-        let there = all.iter().find(|(from, _)| self.index.get(from).is_some());
-        there.or(all.first()).cloned().unwrap_or((name.clone(), How::AsIs))
+        let mut candidates = self.renamed(&name, How::AsIs);
+        for rule in self.rules.stack.iter().chain(self.rules.heads) {
+            if let Some(ended) = rename_end(rule, &name) {
+                candidates.extend(self.renamed(&ended, rule.how));
+                candidates.push((format!("{}{ended}", self.rules.base), rule.how));
+            }
+        }
+        let there = candidates.iter().position(|(from, _)| self.index.get(from).is_some());
+        if candidates.is_empty() { (name, How::AsIs) } else { candidates.swap_remove(there.unwrap_or(0)) }
     }
+
+    /// All names that rules of whole names give.
+    fn renamed(&self, name: &str, how: How) -> Vec<(String, How)> {
+        let how_of = |rule: &Rule| if rule.how == How::AsIs { how } else { rule.how };
+        let stack = self.rules.stack.iter();
+        let stack =
+            stack.filter_map(|rule| Some((format!("{}{}", self.rules.base, rename(rule, name)?), how_of(rule))));
+        let heads = self.rules.heads.iter().filter_map(|rule| Some((rename(rule, name)?, how_of(rule))));
+        stack.chain(heads).collect()
+    }
+}
+
+/// The name that a rule of ends makes of a name; the beginning stays.
+fn rename_end(rule: &Rule, name: &str) -> Option<String> {
+    let ending = Rule { to: rule.to.strip_prefix("*.")?, from: rule.from.strip_prefix("*.")?, how: rule.how };
+    let starts = std::iter::once(0).chain(name.match_indices('.').map(|(dot, _)| dot + 1));
+    starts.into_iter().find_map(|start| Some(format!("{}{}", &name[..start], rename(&ending, &name[start..])?)))
 }
 
 /// The name in the file that a rule gives to a name in the model.

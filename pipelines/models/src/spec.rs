@@ -1,14 +1,18 @@
 //! What a model is made of, as nested values: everything that code needs to know, and no name of a model type.
 
 pub mod detection;
+pub mod dit;
 pub mod dual_encoder;
+pub mod encoder;
+pub mod encoder_decoder;
+mod state_space;
+pub mod unet;
+pub mod vae;
 pub mod vision;
 pub mod vision_language;
 
 pub use accel_backends::tensor::{Activation, NormKind, RopeStyle};
-
-pub mod encoder;
-pub mod encoder_decoder;
+pub use state_space::{ChannelMixSpec, Mamba2Spec, MambaSpec, TimeMixSpec};
 
 use detection::DetectionSpec;
 use dual_encoder::DualEncoderSpec;
@@ -26,6 +30,12 @@ pub enum Spec {
     Encoder(Box<EncoderSpec>),
     /// An encoder with a decoder of text.
     EncoderDecoder(Box<EncoderDecoderSpec>),
+    /// A transformer of diffusion.
+    Dit(Box<dit::DitSpec>),
+    /// A network that tells what to take off a noisy image.
+    Unet(Box<unet::UnetSpec>),
+    /// An autoencoder of images.
+    Vae(Box<vae::VaeSpec>),
     /// A model of images.
     Vision(Box<VisionSpec>),
     /// A model that finds objects in images.
@@ -297,8 +307,16 @@ impl NormSpec {
 pub enum MixerSpec {
     /// By attention.
     Attention(AttentionSpec),
+    /// Not at all: they see what the sequence is made from.
+    Across(AttentionSpec),
     /// By attention whose queries, keys and values come from narrow states.
     Latent(LatentSpec),
+    /// By a state space with a step to a channel.
+    Mamba(MambaSpec),
+    /// By a state space with a step to a head.
+    Mamba2(Mamba2Spec),
+    /// By means that fade.
+    TimeMix(TimeMixSpec),
 }
 
 /// Latent attention.
@@ -431,6 +449,8 @@ pub enum FfnSpec {
     Dense(MlpSpec),
     /// Some of many.
     Experts(Box<MoeSpec>),
+    /// One that sees the token before too.
+    ChannelMix(ChannelMixSpec),
 }
 
 /// A feed-forward part.

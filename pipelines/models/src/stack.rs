@@ -13,10 +13,13 @@ use crate::layers::attention::{Attention, Pass, Source};
 use crate::layers::bias::Bias;
 use crate::layers::embed::{Embed, Tokens};
 use crate::layers::latent::Latent;
+use crate::layers::mamba::Mamba;
+use crate::layers::mamba2::Mamba2;
 use crate::layers::mlp::Mlp;
-use crate::layers::moe::Moe;
+use crate::layers::moe::{Experts, Moe};
 use crate::layers::norm::Norm;
 use crate::layers::rope::Rope;
+use crate::layers::rwkv::{ChannelMix, TimeMix};
 use crate::rules::Loader;
 use crate::spec::{FfnSpec, LayerSpec, MixerSpec, ResidualSpec, StackSpec};
 
@@ -45,6 +48,10 @@ struct Layer {
 enum Mixer {
     Attention(Attention),
     Latent(Box<Latent>),
+    Across(Attention),
+    Mamba(Box<Mamba>),
+    Mamba2(Box<Mamba2>),
+    TimeMix(Box<TimeMix>),
 }
 
 #[derive(Debug)]
@@ -52,6 +59,7 @@ enum Ffn {
     None,
     Dense(Mlp),
     Experts(Box<Moe>),
+    ChannelMix(Box<ChannelMix>),
 }
 
 #[derive(Debug)]
@@ -170,6 +178,13 @@ impl Stack {
         Ok(x)
     }
 
+    /// Has somebody else work out a layer's experts; nothing where the layer has none.
+    pub fn set_experts(&mut self, layer: usize, experts: Box<dyn Experts>) {
+        if let Some(Layer { ffn: Ffn::Experts(moe), .. }) = self.layers.get_mut(layer) {
+            moe.set_experts(experts);
+        }
+    }
+
     /// All layers and the norm after them.
     ///
     /// # Errors
@@ -203,8 +218,29 @@ impl Stack {
         let width = |layer: &LayerSpec| match &layer.mixer {
             MixerSpec::Attention(attention) => 2 * 4 * (attention.kv_heads * attention.head) as u64,
             MixerSpec::Latent(latent) => 4 * (latent.heads * (latent.plain + latent.turned + latent.value_head)) as u64,
+            MixerSpec::Across(_) => 0,
+            MixerSpec::Mamba(_) | MixerSpec::Mamba2(_) | MixerSpec::TimeMix(_) => 0,
         };
         self.spec.layers.iter().map(width).sum()
+    }
+
+    /// Bytes that a sequence takes however long it is: what its layers carry.
+    pub fn sequence_bytes(&self) -> u64 {
+        let hidden = self.spec.hidden;
+        let carried = |layer: &LayerSpec| {
+            let mixer = match &layer.mixer {
+                MixerSpec::Attention(_) | MixerSpec::Latent(_) | MixerSpec::Across(_) => 0,
+                MixerSpec::Mamba(mamba) => mamba.inner * (mamba.taps - 1 + mamba.places),
+                MixerSpec::Mamba2(mamba) => {
+                    let inner = mamba.heads * mamba.head;
+                    (inner + 2 * mamba.groups * mamba.places) * (mamba.taps - 1) + inner * mamba.places
+                }
+                MixerSpec::TimeMix(mix) => hidden + 3 * mix.inner,
+            };
+            let ffn = if matches!(layer.ffn, FfnSpec::ChannelMix(_)) { hidden } else { 0 };
+            4 * (mixer + ffn) as u64
+        };
+        self.spec.layers.iter().map(carried).sum()
     }
 }
 
@@ -217,6 +253,12 @@ impl Layer {
             mixer: match &spec.mixer {
                 MixerSpec::Attention(spec) => Mixer::Attention(Attention::load(loader, &name("attn"), spec, hidden)?),
                 MixerSpec::Latent(spec) => Mixer::Latent(Box::new(Latent::load(loader, &name("attn"), spec, hidden)?)),
+                MixerSpec::Across(spec) => Mixer::Across(Attention::load(loader, &name("attn"), spec, hidden)?),
+                MixerSpec::Mamba(spec) => Mixer::Mamba(Box::new(Mamba::load(loader, &name("mamba"), spec, hidden)?)),
+                MixerSpec::Mamba2(spec) => Mixer::Mamba2(Box::new(Mamba2::load(loader, &name("mamba"), spec, hidden)?)),
+                MixerSpec::TimeMix(spec) => {
+                    Mixer::TimeMix(Box::new(TimeMix::load(loader, &name("time_mix"), *spec, hidden)?))
+                }
             },
             cross: spec.cross.as_ref().map(|spec| Attention::load(loader, &name("cross"), spec, hidden)).transpose()?,
             ffn: match &spec.ffn {
@@ -224,6 +266,9 @@ impl Layer {
                 FfnSpec::Dense(spec) => Ffn::Dense(Mlp::load(loader, &name("mlp"), spec, hidden)?),
                 FfnSpec::Experts(spec) => {
                     Ffn::Experts(Box::new(Moe::load(loader, &name("moe"), number, spec, hidden)?))
+                }
+                FfnSpec::ChannelMix(spec) => {
+                    Ffn::ChannelMix(Box::new(ChannelMix::load(loader, &name("channel_mix"), *spec, hidden)?))
                 }
             },
             norms: Norms {
@@ -247,6 +292,11 @@ impl Layer {
         let mixed = match &self.mixer {
             Mixer::Attention(attention) => attention.forward(&before, pass, state.as_deref_mut())?,
             Mixer::Latent(attention) => attention.forward(&before, pass, state.as_deref_mut())?,
+            // What the state keeps of the source belongs to the attention across that follows.
+            Mixer::Across(attention) => attention.across(&before, pass, None)?,
+            Mixer::Mamba(mamba) => mamba.forward(&before, pass, state.as_deref_mut())?,
+            Mixer::Mamba2(mamba) => mamba.forward(&before, pass, state.as_deref_mut())?,
+            Mixer::TimeMix(mix) => mix.forward(&before, pass.rows, state.as_deref_mut())?,
         };
         let mixed = normed(norms.mixer_out.as_ref(), &mixed)?;
         if self.residual == ResidualSpec::Parallel {
@@ -254,30 +304,31 @@ impl Layer {
                 Some(norm) => norm.forward(&x)?,
                 None => before,
             };
-            let fed = normed(norms.ffn_out.as_ref(), &self.feed(&input, pass)?)?;
+            let fed = normed(norms.ffn_out.as_ref(), &self.feed(&input, pass, state)?)?;
             return self.sum(&self.sum(&x, &mixed)?, &fed);
         }
         let from_norm = self.residual == ResidualSpec::FromNorm;
         let mut x = self.sum(if from_norm { &before } else { &x }, &mixed)?;
         x = normed(norms.mixer_sum.as_ref(), &x)?;
         if let Some(cross) = &self.cross {
-            let seen = cross.across(&normed(norms.cross.as_ref(), &x)?, pass, state)?;
+            let seen = cross.across(&normed(norms.cross.as_ref(), &x)?, pass, state.as_deref_mut())?;
             x = normed(norms.cross_sum.as_ref(), &self.sum(&x, &seen)?)?;
         }
         if matches!(self.ffn, Ffn::None) {
             return Ok(x);
         }
         let before = normed(norms.ffn.as_ref(), &x)?;
-        let fed = normed(norms.ffn_out.as_ref(), &self.feed(&before, pass)?)?;
+        let fed = normed(norms.ffn_out.as_ref(), &self.feed(&before, pass, state)?)?;
         let x = self.sum(if from_norm { &before } else { &x }, &fed)?;
         normed(norms.ffn_sum.as_ref(), &x)
     }
 
-    fn feed(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor, ModelError> {
+    fn feed(&self, x: &Tensor, pass: &Pass<'_>, state: Option<&mut LayerState>) -> Result<Tensor, ModelError> {
         match &self.ffn {
             Ffn::None => Ok(x.clone()),
             Ffn::Dense(mlp) => mlp.forward(x),
             Ffn::Experts(moe) => moe.forward(x, pass.rows),
+            Ffn::ChannelMix(mix) => mix.forward(x, pass.rows, state),
         }
     }
 

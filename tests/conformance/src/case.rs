@@ -134,6 +134,15 @@ impl Case {
         Ok(case)
     }
 
+    /// Its configuration.
+    ///
+    /// # Errors
+    ///
+    /// When it is no JSON.
+    pub fn config(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::from_slice(&std::fs::read(self.directory.join("config.json"))?)?)
+    }
+
     /// A tensor of the case: `in.<name>`, `out.<name>`, `w.<name>`, `gen.sequences` or `gen.logits`.
     ///
     /// # Errors
@@ -171,7 +180,7 @@ impl Case {
         })
     }
 
-    /// Writes the model as `save_pretrained` does: `config.json` and `model.safetensors`.
+    /// Writes the model as its library's `save_pretrained` does: `config.json` and a file of weights.
     ///
     /// # Errors
     ///
@@ -191,7 +200,11 @@ impl Case {
         });
         let tensors = tensors.collect::<Result<Vec<_>>>()?;
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
-        Ok(safetensors::serialize_to_file(tensors, Some(metadata), &into.join("model.safetensors"))?)
+        let name = match self.library.as_str() {
+            "diffusers" => "diffusion_pytorch_model.safetensors",
+            _ => "model.safetensors",
+        };
+        Ok(safetensors::serialize_to_file(tensors, Some(metadata), &into.join(name))?)
     }
 }
 

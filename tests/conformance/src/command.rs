@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::case::Case;
-use crate::{Report, Use, Verdict, run};
+use crate::runtime::Runtime;
+use crate::{Report, Runner, Use, Verdict, run};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
@@ -22,6 +23,12 @@ struct Arguments {
     /// How to use the definitions of models
     #[arg(long = "use", value_enum, default_value = "eager")]
     how: Use,
+    /// The library of ONNX Runtime, libonnxruntime.so, for --use onnx
+    #[arg(long, env = "ACCEL_TEST_ORT", required_if_eq("how", "onnx"))]
+    ort: Option<PathBuf>,
+    /// Directory to write exported models to, as CASE.onnx, for --use onnx
+    #[arg(long)]
+    export: Option<PathBuf>,
     /// Directory to write the answers to, as CASE/out.safetensors
     #[arg(long)]
     write: Option<PathBuf>,
@@ -43,11 +50,21 @@ pub fn main() -> Result<ExitCode> {
         .collect::<Result<Vec<_>>>()?;
     directories.retain(|directory| directory.join("case.json").is_file());
     directories.sort();
+    let runtime = match (arguments.how, &arguments.ort) {
+        (Use::Onnx, Some(library)) => Some(Runtime::load(library)?),
+        _ => None,
+    };
+    let runner = Runner {
+        how: arguments.how,
+        write: arguments.write.as_deref(),
+        runtime: runtime.as_ref(),
+        export: arguments.export.as_deref(),
+    };
     let mut reports = Vec::new();
     for directory in directories {
         let case = Case::read(&directory)?;
         if arguments.types.is_empty() || arguments.types.contains(&case.model_type) {
-            let report = run(&case, arguments.how, arguments.write.as_deref())?;
+            let report = run(&case, &runner)?;
             if !arguments.json {
                 print(&report);
             }
@@ -55,7 +72,7 @@ pub fn main() -> Result<ExitCode> {
         }
     }
     ensure!(!reports.is_empty(), "{}: no cases of these types", arguments.cases.display());
-    let mut totals: BTreeMap<&str, [usize; 3]> = BTreeMap::new();
+    let mut totals: BTreeMap<&str, [usize; 4]> = BTreeMap::new();
     for report in &reports {
         totals.entry(&report.model_type).or_default()[column(&report.verdict)] += 1;
     }
@@ -63,22 +80,24 @@ pub fn main() -> Result<ExitCode> {
     if arguments.json {
         println!("{}", serde_json::json!({ "cases": reports, "columns": COLUMNS, "types": totals }));
     } else {
-        println!("\n{:40} {:>6} {:>6} {:>12}", "model type", COLUMNS[0], COLUMNS[1], COLUMNS[2]);
-        let all = [("all", [sum(0), sum(1), sum(2)])];
-        for (name, [pass, fail, unsupported]) in totals.iter().map(|(name, counts)| (*name, *counts)).chain(all) {
-            println!("{name:40} {pass:>6} {fail:>6} {unsupported:>12}");
+        println!("\n{:40} {:>6} {:>6} {:>12} {:>16}", "model type", COLUMNS[0], COLUMNS[1], COLUMNS[2], COLUMNS[3]);
+        let all = [("all", [sum(0), sum(1), sum(2), sum(3)])];
+        for (name, counts) in totals.iter().map(|(name, counts)| (*name, *counts)).chain(all) {
+            let [pass, fail, unsupported, wrong] = counts;
+            println!("{name:40} {pass:>6} {fail:>6} {unsupported:>12} {wrong:>16}");
         }
     }
     Ok(if sum(1) == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-const COLUMNS: [&str; 3] = ["pass", "fail", "unsupported"];
+const COLUMNS: [&str; 4] = ["pass", "fail", "unsupported", "wrong reference"];
 
 fn column(verdict: &Verdict) -> usize {
     match verdict {
         Verdict::Pass => 0,
         Verdict::Fail(_) => 1,
         Verdict::Unsupported(_) => 2,
+        Verdict::WrongReference(_) => 3,
     }
 }
 
@@ -87,6 +106,7 @@ fn print(report: &Report) {
     match &report.verdict {
         Verdict::Pass => println!("pass         {case}: worst error {:.4} of its bound", report.worst),
         Verdict::Fail(why) => println!("FAIL         {case}: worst error {:.4} of its bound: {why}", report.worst),
+        Verdict::WrongReference(why) => println!("reference    {case}: is wrong itself: {why}"),
         Verdict::Unsupported(why) => println!("unsupported  {case}: {why}"),
     }
 }

@@ -17,7 +17,7 @@ use accel_backends::graph::onnx::{External, native};
 use accel_backends::graph::{Graph, Recorder};
 use accel_backends::tensor::{Engine, Kind, Linear, Tensor, Weight};
 use accel_backends::weights;
-use accel_conformance::onnx::Runtime;
+use accel_conformance::runtime::Runtime;
 use anyhow::{Context, Result};
 use cases::{Case, differences, noise};
 use safetensors::tensor::TensorView;

@@ -115,7 +115,10 @@ pub(super) fn write(model: &mut Model, call: &Call<'_>) -> Result<()> {
         | Op::Attention(_)
         | Op::Convolution(_)
         | Op::ConvolutionTransposed(_)
-        | Op::Experts(_) => return Err(OnnxError::Fused(call.op.name())),
+        | Op::Experts(_)
+        | Op::CausalConvolution { .. }
+        | Op::Scan(_)
+        | Op::Wkv => return Err(OnnxError::Fused(call.op.name())),
     }
     Ok(())
 }

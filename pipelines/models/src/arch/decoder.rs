@@ -5,10 +5,14 @@ pub mod deepseek_v3;
 pub mod falcon;
 pub mod gemma2;
 pub mod gpt2;
+pub mod jamba;
 pub mod llama;
+pub mod mamba;
+pub mod mamba2;
 pub mod mistral;
 pub mod mixtral;
 pub mod phi;
+pub mod rwkv;
 
 use crate::ModelError;
 use crate::config::{Config, ConfigError};

@@ -5,6 +5,7 @@ use accel_backends::tensor::{Engine, Linear, Tensor, TensorError};
 use crate::ModelError;
 use crate::cache::{Row, State};
 use crate::layers::embed::Tokens;
+use crate::layers::moe::Experts;
 use crate::model::{Begun, Inputs, Outputs};
 use crate::rules::Loader;
 use crate::spec::{DecoderSpec, HeadSpec, LogitsSpec};
@@ -187,6 +188,11 @@ impl Decoder {
         self.stack.position_bytes()
     }
 
+    /// Bytes of state that a sequence takes however long it is.
+    pub fn sequence_bytes(&self) -> u64 {
+        self.stack.sequence_bytes()
+    }
+
     /// Reads tokens, and answers what the head makes of some of them: `[wanted, vocabulary]` for logits of the next
     /// token.
     ///
@@ -220,9 +226,8 @@ impl Decoder {
             let expected = format!("{count} tokens, and at least one");
             return Err(ModelError::State { place: "rows", expected, found: tokens.known.len().to_string() });
         }
-        let x = self.stack.embed(tokens, rows)?;
-        let reading = Reading { rows, absent: &[], source: None };
-        let x = self.stack.layers(0..self.stack.spec().layers.len(), x, &reading, Some(state))?;
+        let x = self.embed(tokens, rows)?;
+        let x = self.layers(0..self.stack.spec().layers.len(), x, rows, state)?;
         state.advance(rows);
         if wanted.is_empty() {
             return Ok(None);
@@ -230,7 +235,47 @@ impl Decoder {
         self.head(&x, wanted).map(Some)
     }
 
-    fn head(&self, x: &Tensor, wanted: &[usize]) -> Result<Tensor, ModelError> {
+    /// The states of tokens: the first stage of a model that is split.
+    ///
+    /// # Errors
+    ///
+    /// When a token or a position is in no table.
+    pub fn embed(&self, tokens: Tokens<'_>, rows: &[Row]) -> Result<Tensor, ModelError> {
+        self.stack.embed(tokens, rows)
+    }
+
+    /// A range of layers: a stage. x: `[tokens, hidden]` to the same shape. The stage that reads a sequence's tokens last
+    /// has the state [`advance`](State::advance).
+    ///
+    /// # Errors
+    ///
+    /// When the rows do not fit `x` or the state.
+    pub fn layers(
+        &self,
+        range: std::ops::Range<usize>,
+        x: Tensor,
+        rows: &[Row],
+        state: &mut State,
+    ) -> Result<Tensor, ModelError> {
+        self.stack.layers(range, x, &Reading { rows, absent: &[], source: None }, Some(state))
+    }
+
+    /// How many layers there are.
+    pub fn depth(&self) -> usize {
+        self.stack.spec().layers.len()
+    }
+
+    /// Has somebody else work out a layer's experts; nothing where the layer has none.
+    pub fn set_experts(&mut self, layer: usize, experts: Box<dyn Experts>) {
+        self.stack.set_experts(layer, experts);
+    }
+
+    /// What the head makes of the states of some tokens: the last stage. x: `[tokens, hidden]` to `[wanted, ..]`.
+    ///
+    /// # Errors
+    ///
+    /// When the shape does not fit.
+    pub fn head(&self, x: &Tensor, wanted: &[usize]) -> Result<Tensor, ModelError> {
         let at = || ModelError::at("head");
         let all = wanted.len() == x.dims()[0] && wanted.iter().copied().eq(0..wanted.len());
         let x = if all { x.clone() } else { x.pick(0, wanted).map_err(at())? };
