@@ -2,9 +2,9 @@
 
 pub mod attend;
 pub mod attention;
+pub mod batch_norm;
 pub mod bias;
 pub mod carry;
-pub mod conv;
 pub mod convolution;
 pub mod embed;
 pub mod image_block;
@@ -17,6 +17,7 @@ pub mod mlp;
 pub mod modulated;
 pub mod moe;
 pub mod norm;
+pub mod normed_convolution;
 pub mod patch;
 pub mod perceptron;
 pub mod place;

@@ -1,10 +1,10 @@
 //! Convolutions whose results are added to what came in: `ResNet` (<https://arxiv.org/abs/1512.03385>).
 
-use accel_backends::tensor::{Activation, Convolution, Tensor};
+use accel_backends::tensor::{Activation, Convolution as Op, Tensor};
 
 use super::Seen;
 use crate::ModelError;
-use crate::layers::conv::Conv;
+use crate::layers::normed_convolution::NormedConvolution;
 use crate::layers::patch::{Asked, Tokens};
 use crate::layers::pool::largest;
 use crate::rules::Loader;
@@ -14,15 +14,15 @@ use crate::spec::vision::{ResidualBlock, ResidualNetSpec};
 #[derive(Debug)]
 pub struct Residual {
     channels: usize,
-    stem: Conv,
+    stem: NormedConvolution,
     stages: Vec<Vec<Block>>,
     activation: Activation,
 }
 
 #[derive(Debug)]
 struct Block {
-    convs: Vec<Conv>,
-    shortcut: Option<Conv>,
+    convs: Vec<NormedConvolution>,
+    shortcut: Option<NormedConvolution>,
 }
 
 impl Residual {
@@ -32,12 +32,12 @@ impl Residual {
     ///
     /// When its weights cannot be read.
     pub fn load(loader: &Loader<'_>, spec: &ResidualNetSpec) -> Result<Self, ModelError> {
-        let stem = Convolution::new(2).stride(2).padding(3);
-        let stem = Conv::normed(loader, "stem", &[spec.stem, spec.channels, 7, 7], stem, spec.activation)?;
+        let stem = Op::new(2).stride(2).padding(3);
+        let stem = NormedConvolution::load(loader, "stem", stem, &[spec.stem, spec.channels, 7, 7], spec.activation)?;
         let mut before = spec.stem;
         let mut stages = Vec::with_capacity(spec.stages.len());
         for (number, stage) in spec.stages.iter().enumerate() {
-            let mut blocks = Vec::with_capacity(stage.blocks);
+            let mut blocks = Vec::new();
             for block in 0..stage.blocks {
                 let halved = block == 0 && (number > 0 || spec.halved_first);
                 let part = loader.part(&format!("stages.{number}.blocks.{block}"));
@@ -84,8 +84,8 @@ impl Block {
         stride: usize,
     ) -> Result<Self, ModelError> {
         let conv = |number: usize, [outputs, inputs]: [usize; 2], taps: usize, stride: usize, act: Activation| {
-            let conv = Convolution::new(2).stride(stride).padding(taps / 2);
-            Conv::normed(loader, &format!("convs.{number}"), &[outputs, inputs, taps, taps], conv, act)
+            let op = Op::new(2).stride(stride).padding(taps / 2);
+            NormedConvolution::load(loader, &format!("convs.{number}"), op, &[outputs, inputs, taps, taps], act)
         };
         // Within a block the activation is always this one.
         let (inner, last) = (Activation::Relu, Activation::Identity);
@@ -104,7 +104,7 @@ impl Block {
             }
         };
         let shortcut = (inputs != outputs || stride != 1).then(|| {
-            Conv::normed(loader, "shortcut", &[outputs, inputs, 1, 1], Convolution::new(2).stride(stride), last)
+            NormedConvolution::load(loader, "shortcut", Op::new(2).stride(stride), &[outputs, inputs, 1, 1], last)
         });
         Ok(Self { convs, shortcut: shortcut.transpose()? })
     }

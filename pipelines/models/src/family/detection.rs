@@ -1,11 +1,12 @@
 //! Models that find objects: queries look at the places of an image, and each becomes an object or none
 //! (<https://arxiv.org/abs/2005.12872>).
 
-use accel_backends::tensor::{Activation, Convolution, Linear, Tensor, TensorError};
+use accel_backends::tensor::{Linear, Tensor};
 
 use crate::ModelError;
 use crate::backbone::Backbone;
 use crate::layers::attention::Attention;
+use crate::layers::convolution::Convolution;
 use crate::layers::masks::Masks;
 use crate::layers::mlp::Mlp;
 use crate::layers::norm::Norm;
@@ -22,7 +23,7 @@ use crate::spec::detection::{DetectionHead, DetectionSpec, FinderSpec};
 pub struct Detection {
     backbone: Backbone,
     stages: Vec<usize>,
-    projection: Linear,
+    projection: Convolution,
     places: Places,
     encoder: Vec<Layer>,
     decoder: Vec<Layer>,
@@ -70,7 +71,7 @@ pub fn shown(inputs: &Inputs) -> Result<Shown, ModelError> {
     let images = match inputs.optional_mask("pixel_mask")? {
         None => vec![vec![true; height * width]; batch],
         Some((mask, dims)) if dims == [batch, height, width] => {
-            mask.chunks(height * width).map(<[bool]>::to_vec).collect()
+            mask.chunks((height * width).max(1)).map(<[bool]>::to_vec).collect()
         }
         Some((_, dims)) => return Err(ModelError::input("pixel_mask", &format!("[{batch}, {height}, {width}]"), dims)),
     };
@@ -100,7 +101,7 @@ impl Detection {
         Ok(Self {
             backbone: Backbone::load(&loader.part("backbone"), &spec.backbone)?,
             stages: spec.stages.clone(),
-            projection: loader.layer("projection", &[hidden, width, 1, 1], true)?,
+            projection: Convolution::image(loader, "projection", width, hidden, 1)?,
             places: Places::load(&loader.part("places"), spec.places, hidden)?,
             encoder: layers("encoder", &spec.encoder, false)?,
             decoder: layers("decoder", &spec.decoder, true)?,
@@ -128,7 +129,7 @@ impl Detection {
         let maps = self.backbone.see(&asked, &self.stages)?.stages;
         let at = || ModelError::at("places");
         let last = maps.last().ok_or_else(|| ModelError::input("pixel_values", "an image", &[]))?;
-        let projected = last.convolution(&Convolution::new(2), &self.projection).map_err(at())?;
+        let projected = self.projection.forward(last)?;
         let [batch, hidden, height, width] = projected.sizes().map_err(at())?;
         let shown = shown(inputs)?.of_map([height, width]);
         let absent = shown.absent();

@@ -1,9 +1,10 @@
 //! Masks of objects: where each looks in the image, drawn finer with the maps of earlier stages
 //! (<https://arxiv.org/abs/2005.12872>).
 
-use accel_backends::tensor::{Activation, Convolution, Linear, Tensor, TensorError};
+use accel_backends::tensor::{Activation, Linear, Tensor, TensorError};
 
 use crate::ModelError;
+use crate::layers::convolution::{Convolution, GroupNorm};
 use crate::layers::resize::{Filter, resize};
 use crate::rules::Loader;
 
@@ -14,15 +15,15 @@ pub struct Masks {
     q: Linear,
     k: Linear,
     draws: Vec<Draw>,
-    adapters: Vec<Linear>,
-    out: Linear,
+    adapters: Vec<Convolution>,
+    out: Convolution,
 }
 
 /// A convolution with the norm of its channels.
 #[derive(Debug)]
 struct Draw {
-    conv: Linear,
-    norm: (Tensor, Tensor),
+    convolution: Convolution,
+    norm: GroupNorm,
 }
 
 impl Masks {
@@ -37,15 +38,15 @@ impl Masks {
         let inner = [first, first, hidden / 2, hidden / 4, hidden / 8, hidden / 16];
         let draw = |number: usize| {
             let (inputs, outputs) = (inner[number], inner[number + 1]);
-            let vector = |part: &str| loader.tensor(&format!("norms.{number}.{part}"), &[outputs]);
-            let conv = loader.layer(&format!("draws.{number}"), &[outputs, inputs, 3, 3], true)?;
-            Ok::<_, ModelError>(Draw { conv, norm: (vector("weight")?, vector("bias")?) })
+            let convolution = Convolution::image(&loader, &format!("draws.{number}"), inputs, outputs, 3)?;
+            let norm = GroupNorm::load(&loader, &format!("norms.{number}"), outputs, outputs.min(8), 1e-5)?;
+            Ok::<_, ModelError>(Draw { convolution, norm })
         };
         let [.., third, second, first] = &reversed(widths)[..] else {
             return Err(ModelError::input("masks", "maps of three stages or more", widths));
         };
         let adapter = |(number, inputs): (usize, usize)| {
-            loader.layer(&format!("adapters.{number}"), &[inner[number + 2], inputs, 1, 1], true)
+            Convolution::image(&loader, &format!("adapters.{number}"), inputs, inner[number + 2], 1)
         };
         Ok(Self {
             heads,
@@ -53,7 +54,7 @@ impl Masks {
             k: loader.linear("k", hidden, hidden, true)?,
             draws: (0..5).map(draw).collect::<Result<_, _>>()?,
             adapters: [*third, *second, *first].into_iter().enumerate().map(adapter).collect::<Result<_, _>>()?,
-            out: loader.layer("out", &[1, inner[5], 3, 3], true)?,
+            out: Convolution::image(&loader, "out", inner[5], 1, 3)?,
         })
     }
 
@@ -71,35 +72,30 @@ impl Masks {
         maps: &[Tensor],
         absent: &[Vec<bool>],
     ) -> Result<Tensor, ModelError> {
-        self.draw(found, places, projected, maps, absent).map_err(ModelError::at("masks"))
+        let at = || ModelError::at("masks");
+        let objects = [found.dim(0).map_err(at())?, found.dim(1).map_err(at())?];
+        let mut x = self.first(found, places, projected, absent).map_err(at())?;
+        x = self.draws[1].forward(&self.draws[0].forward(&x)?)?;
+        for ((adapter, draw), map) in self.adapters.iter().zip(&self.draws[2..]).zip(maps.iter().take(3).rev()) {
+            x = draw.forward(&finer(&x, &adapter.forward(map)?, objects).map_err(at())?)?;
+        }
+        let x = self.out.forward(&x)?;
+        let dims = [&objects, &x.dims()[2..]].concat();
+        x.reshape(&dims).map_err(at())
     }
 
-    fn draw(
+    /// The last map and where each object looks in it: `[batch * queries, hidden + heads, height, width]`.
+    fn first(
         &self,
         found: &Tensor,
         places: &Tensor,
         projected: &Tensor,
-        maps: &[Tensor],
         absent: &[Vec<bool>],
     ) -> Result<Tensor, TensorError> {
         let ([batch, queries, hidden], [_, _, height, width]) = (found.sizes()?, projected.sizes()?);
         let looks = self.looks(found, places, absent)?.reshape(&[batch, queries, self.heads, height, width])?;
         let each = projected.unsqueeze(1)?.broadcast(&[batch, queries, hidden, height, width])?;
-        let mut x = Tensor::concat(&[each, looks], 2)?.flatten(0, 1)?;
-        x = self.draws[1].forward(&self.draws[0].forward(&x)?)?;
-        for (number, adapter) in self.adapters.iter().enumerate() {
-            let finer = maps[2 - number].convolution(&Convolution::new(2), adapter)?;
-            let [_, channels, rows, columns] = finer.sizes()?;
-            let resized = resize(&x, [rows, columns], Filter::Nearest)?;
-            x = resized
-                .reshape(&[batch, queries, channels, rows, columns])?
-                .add(&finer.unsqueeze(1)?)?
-                .flatten(0, 1)?;
-            x = self.draws[number + 2].forward(&x)?;
-        }
-        let x = x.convolution(&Convolution::new(2).padding(1), &self.out)?;
-        let [_, _, rows, columns] = x.sizes()?;
-        x.reshape(&[batch, queries, rows, columns])
+        Tensor::concat(&[each, looks], 2)?.flatten(0, 1)
     }
 
     /// Where each object looks, with all heads together: `[batch, queries, heads * places]`.
@@ -116,11 +112,19 @@ impl Masks {
 }
 
 impl Draw {
-    fn forward(&self, x: &Tensor) -> Result<Tensor, TensorError> {
-        let x = x.convolution(&Convolution::new(2).padding(1), &self.conv)?;
-        let groups = x.dim(1)?.min(8);
-        x.group_norm(groups, Some((&self.norm.0, &self.norm.1)), 1e-5)?.activate(Activation::Relu)
+    /// x: `[batch, inputs, height, width]` to `[batch, outputs, height, width]`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        let x = self.norm.forward(&self.convolution.forward(x)?)?;
+        x.activate(Activation::Relu).map_err(ModelError::at("masks"))
     }
+}
+
+/// Each object's map `x` in the size of a finer map, which is added to it. x: `[batch * queries, channels, ..]`; finer:
+/// `[batch, channels, height, width]`; to `[batch * queries, channels, height, width]`.
+fn finer(x: &Tensor, finer: &Tensor, [batch, queries]: [usize; 2]) -> Result<Tensor, TensorError> {
+    let [_, channels, height, width] = finer.sizes()?;
+    let resized = resize(x, [height, width], Filter::Nearest)?;
+    resized.reshape(&[batch, queries, channels, height, width])?.add(&finer.unsqueeze(1)?)?.flatten(0, 1)
 }
 
 fn reversed(widths: &[usize]) -> Vec<usize> {

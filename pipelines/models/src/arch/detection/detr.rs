@@ -1,12 +1,12 @@
 //! DETR (`transformers/models/detr`; <https://arxiv.org/abs/2005.12872>).
 
-use super::{attention, backbone, places};
+use super::{BACKBONE, attention, backbone, places};
 use crate::ModelError;
 use crate::arch::decoder::activation;
 use crate::arch::vision::layers;
 use crate::arch::{Arch, Class, HeadKind, HuggingFace, ImageHead, labels, no_such_head};
 use crate::config::Config;
-use crate::rules::Rule;
+use crate::rules::{Rule, joined};
 use crate::spec::detection::{DetectionHead, DetectionSpec, FinderSpec};
 use crate::spec::{MlpSpec, NormSpec, Spec};
 
@@ -22,43 +22,9 @@ const CLASSES: &[Class] = &[
     Class { name: "DetrForSegmentation", head: HeadKind::Image(ImageHead::Masks), base: "detr.model." },
 ];
 
-const STACK: &[Rule] = &[
-    Rule::new("backbone.stem.conv", "backbone.conv_encoder.model.embedder.embedder.convolution"),
-    Rule::new("backbone.stem.norm", "backbone.conv_encoder.model.embedder.embedder.normalization"),
-    Rule::new("backbone.stem.norm.mean", "backbone.conv_encoder.model.embedder.embedder.normalization.running_mean"),
-    Rule::new("backbone.stem.norm.variance", "backbone.conv_encoder.model.embedder.embedder.normalization.running_var"),
-    Rule::new(
-        "backbone.stages.{}.blocks.{}.convs.{}.conv",
-        "backbone.conv_encoder.model.encoder.stages.{}.layers.{}.layer.{}.convolution",
-    ),
-    Rule::new(
-        "backbone.stages.{}.blocks.{}.convs.{}.norm",
-        "backbone.conv_encoder.model.encoder.stages.{}.layers.{}.layer.{}.normalization",
-    ),
-    Rule::new(
-        "backbone.stages.{}.blocks.{}.convs.{}.norm.mean",
-        "backbone.conv_encoder.model.encoder.stages.{}.layers.{}.layer.{}.normalization.running_mean",
-    ),
-    Rule::new(
-        "backbone.stages.{}.blocks.{}.convs.{}.norm.variance",
-        "backbone.conv_encoder.model.encoder.stages.{}.layers.{}.layer.{}.normalization.running_var",
-    ),
-    Rule::new(
-        "backbone.stages.{}.blocks.{}.shortcut.conv",
-        "backbone.conv_encoder.model.encoder.stages.{}.layers.{}.shortcut.convolution",
-    ),
-    Rule::new(
-        "backbone.stages.{}.blocks.{}.shortcut.norm",
-        "backbone.conv_encoder.model.encoder.stages.{}.layers.{}.shortcut.normalization",
-    ),
-    Rule::new(
-        "backbone.stages.{}.blocks.{}.shortcut.norm.mean",
-        "backbone.conv_encoder.model.encoder.stages.{}.layers.{}.shortcut.normalization.running_mean",
-    ),
-    Rule::new(
-        "backbone.stages.{}.blocks.{}.shortcut.norm.variance",
-        "backbone.conv_encoder.model.encoder.stages.{}.layers.{}.shortcut.normalization.running_var",
-    ),
+const STACK: &[Rule] = &joined::<{ FINDER.len() + BACKBONE.len() }>(FINDER, BACKBONE);
+
+const FINDER: &[Rule] = &[
     Rule::new("places.rows", "backbone.position_embedding.row_embeddings"),
     Rule::new("places.columns", "backbone.position_embedding.column_embeddings"),
     Rule::new("projection", "input_projection"),
@@ -111,7 +77,7 @@ const HEADS: &[Rule] = &[
 ];
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
-    let (backbone, stages) = backbone(config)?;
+    let (backbone, stages) = backbone(config, &[1, 2, 3, 4])?;
     let hidden = config.optional_size("d_model")?.unwrap_or(256);
     let act = activation(config, "activation_function", "relu")?;
     let finder = |part: &str| -> Result<FinderSpec, ModelError> {

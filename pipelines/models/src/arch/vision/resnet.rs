@@ -6,8 +6,8 @@ use crate::arch::decoder::activation;
 use crate::arch::{Arch, Class, HeadKind, HuggingFace, ImageHead, unsupported};
 use crate::config::Config;
 use crate::rules::Rule;
-use crate::spec::Spec;
 use crate::spec::vision::{BackboneSpec, PoolOf, PoolSpec, ResidualBlock, ResidualNetSpec, StageSpec, StatesShape};
+use crate::spec::{Activation, Spec};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
@@ -23,29 +23,11 @@ const CLASSES: &[Class] = &[
 
 const STACK: &[Rule] = &[
     Rule::new("stem.conv", "embedder.embedder.convolution"),
-    Rule::new("stem.norm", "embedder.embedder.normalization"),
-    Rule::new("stem.norm.mean", "embedder.embedder.normalization.running_mean"),
-    Rule::new("stem.norm.variance", "embedder.embedder.normalization.running_var"),
+    Rule::new("stem.norm.", "embedder.embedder.normalization."),
     Rule::new("stages.{}.blocks.{}.convs.{}.conv", "encoder.stages.{}.layers.{}.layer.{}.convolution"),
-    Rule::new("stages.{}.blocks.{}.convs.{}.norm", "encoder.stages.{}.layers.{}.layer.{}.normalization"),
-    Rule::new(
-        "stages.{}.blocks.{}.convs.{}.norm.mean",
-        "encoder.stages.{}.layers.{}.layer.{}.normalization.running_mean",
-    ),
-    Rule::new(
-        "stages.{}.blocks.{}.convs.{}.norm.variance",
-        "encoder.stages.{}.layers.{}.layer.{}.normalization.running_var",
-    ),
+    Rule::new("stages.{}.blocks.{}.convs.{}.norm.", "encoder.stages.{}.layers.{}.layer.{}.normalization."),
     Rule::new("stages.{}.blocks.{}.shortcut.conv", "encoder.stages.{}.layers.{}.shortcut.convolution"),
-    Rule::new("stages.{}.blocks.{}.shortcut.norm", "encoder.stages.{}.layers.{}.shortcut.normalization"),
-    Rule::new(
-        "stages.{}.blocks.{}.shortcut.norm.mean",
-        "encoder.stages.{}.layers.{}.shortcut.normalization.running_mean",
-    ),
-    Rule::new(
-        "stages.{}.blocks.{}.shortcut.norm.variance",
-        "encoder.stages.{}.layers.{}.shortcut.normalization.running_var",
-    ),
+    Rule::new("stages.{}.blocks.{}.shortcut.norm.", "encoder.stages.{}.layers.{}.shortcut.normalization."),
 ];
 
 const HEADS: &[Rule] = &[Rule::new("head.labels", "classifier.1")];
@@ -79,5 +61,30 @@ pub(in crate::arch) fn backbone(config: &Config) -> Result<ResidualNetSpec, Mode
         halved_first: config.truth_or("downsample_in_first_stage", false)?,
         block,
         activation: activation(config, "hidden_act", "relu")?,
+    })
+}
+
+/// The backbone that timm knows by a name, also with the tag of its weights behind it (`timm/models/resnet.py`).
+pub(in crate::arch) fn timm(name: &str, channels: usize) -> Result<ResidualNetSpec, ModelError> {
+    let (basic, narrow) = (ResidualBlock::Basic, [64, 128, 256, 512]);
+    let (bottleneck, wide) = (ResidualBlock::Bottleneck { halved_early: false }, [256, 512, 1024, 2048]);
+    let (block, widths, depths) = match name.split_once('.').map_or(name, |(name, _)| name) {
+        "resnet18" => (basic, narrow, [2, 2, 2, 2]),
+        "resnet34" => (basic, narrow, [3, 4, 6, 3]),
+        "resnet50" => (bottleneck, wide, [3, 4, 6, 3]),
+        "resnet101" => (bottleneck, wide, [3, 4, 23, 3]),
+        "resnet152" => (bottleneck, wide, [3, 8, 36, 3]),
+        _ => {
+            let supported = vec!["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"];
+            return Err(unsupported("the timm backbone", name.to_owned(), supported));
+        }
+    };
+    Ok(ResidualNetSpec {
+        channels,
+        stem: 64,
+        stages: widths.into_iter().zip(depths).map(|(width, blocks)| StageSpec { width, blocks }).collect(),
+        halved_first: false,
+        block,
+        activation: Activation::Relu,
     })
 }
