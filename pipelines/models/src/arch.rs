@@ -10,6 +10,7 @@ pub mod unet;
 pub mod vae;
 
 mod rope;
+pub mod segmentation;
 pub mod vision;
 pub mod vision_language;
 
@@ -102,6 +103,8 @@ pub enum ImageHead {
     Objects,
     /// Labels, boxes and masks of objects.
     Masks,
+    /// Masks of what prompts point at.
+    Prompted,
     /// How images and texts compare.
     Similarity,
     /// The text half alone, projected or not.
@@ -162,6 +165,8 @@ pub const ALL: &[&Arch] = &[
     &vision::swin::ARCH,
     &vision::vit::ARCH,
     &detection::detr::ARCH,
+    &segmentation::sam::ARCH,
+    &segmentation::sam::VISION,
     // Images and texts.
     &dual_encoder::clip::ARCH,
     &dual_encoder::clip::TEXT,

@@ -6,6 +6,7 @@ pub mod dit;
 pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
+pub mod segmentation;
 pub mod unet;
 pub mod vae;
 pub mod vision;

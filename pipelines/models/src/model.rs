@@ -12,6 +12,7 @@ use crate::family::dit::Dit;
 use crate::family::dual_encoder::DualEncoder;
 use crate::family::encoder::Encoder;
 use crate::family::encoder_decoder::EncoderDecoder;
+use crate::family::segmentation::Segmentation;
 use crate::family::unet::Unet;
 use crate::family::vae::Vae;
 use crate::family::vision::Vision;
@@ -141,6 +142,8 @@ pub enum Model {
     Vision(Box<Vision>),
     /// Models that find objects in images.
     Detection(Box<Detection>),
+    /// Models that cut out what prompts point at.
+    Segmentation(Box<Segmentation>),
     /// Models that compare images and texts.
     DualEncoder(Box<DualEncoder>),
     /// Models that write about images.
@@ -174,6 +177,7 @@ impl Model {
             Spec::Vae(spec) => Self::Vae(Box::new(Vae::load(loader, &spec)?)),
             Spec::Vision(spec) => Self::Vision(Box::new(Vision::load(loader, *spec)?)),
             Spec::Detection(spec) => Self::Detection(Box::new(Detection::load(loader, &spec)?)),
+            Spec::Segmentation(spec) => Self::Segmentation(Box::new(Segmentation::load(loader, &spec)?)),
             Spec::DualEncoder(spec) => Self::DualEncoder(Box::new(DualEncoder::load(loader, &spec)?)),
             Spec::VisionLanguage(spec) => Self::VisionLanguage(Box::new(VisionLanguage::load(loader, &spec)?)),
         })
@@ -194,6 +198,7 @@ impl Model {
             Self::Vae(model) => model.answer(inputs),
             Self::Vision(model) => model.answer(inputs),
             Self::Detection(model) => model.answer(inputs),
+            Self::Segmentation(model) => model.answer(inputs),
             Self::DualEncoder(model) => model.answer(inputs),
             Self::VisionLanguage(model) => model.answer(inputs),
         }

@@ -5,6 +5,7 @@ pub mod dit;
 pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
+pub mod segmentation;
 mod state_space;
 pub mod unet;
 pub mod vae;
@@ -18,6 +19,7 @@ use detection::DetectionSpec;
 use dual_encoder::DualEncoderSpec;
 use encoder::EncoderSpec;
 use encoder_decoder::EncoderDecoderSpec;
+use segmentation::SegmentationSpec;
 use vision::VisionSpec;
 use vision_language::VisionLanguageSpec;
 
@@ -40,6 +42,8 @@ pub enum Spec {
     Vision(Box<VisionSpec>),
     /// A model that finds objects in images.
     Detection(Box<DetectionSpec>),
+    /// A model that cuts out what prompts point at.
+    Segmentation(Box<SegmentationSpec>),
     /// A model that compares images and texts.
     DualEncoder(Box<DualEncoderSpec>),
     /// A model that writes about images.

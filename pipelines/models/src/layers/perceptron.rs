@@ -4,6 +4,7 @@ use accel_backends::tensor::{Activation, Linear, Tensor, TensorError};
 
 use crate::ModelError;
 use crate::rules::Loader;
+use crate::spec::segmentation::PerceptronSpec;
 
 /// Several linear layers with their weights.
 #[derive(Debug)]
@@ -22,6 +23,22 @@ impl Perceptron {
         let layer =
             |(number, pair): (usize, &[usize])| loader.linear(&format!("{name}.{number}"), pair[1], pair[0], true);
         let layers = widths.windows(2).enumerate().map(layer).collect::<Result<_, _>>()?;
+        Ok(Self { name: loader.name(name), layers })
+    }
+
+    /// Reads the layers `first`, `inner.0`, `inner.1`, .. and `last` of that name, all but the last to `inner` elements.
+    ///
+    /// # Errors
+    ///
+    /// When its weights cannot be read.
+    pub fn with_ends(loader: &Loader<'_>, name: &str, spec: &PerceptronSpec) -> Result<Self, ModelError> {
+        let inner = spec.inner;
+        let layer = |part: &str, outputs, inputs| loader.linear(&format!("{name}.{part}"), outputs, inputs, true);
+        let mut layers = vec![layer("first", inner, spec.inputs)?];
+        for number in 0..spec.layers.saturating_sub(2) {
+            layers.push(layer(&format!("inner.{number}"), inner, inner)?);
+        }
+        layers.push(layer("last", spec.outputs, inner)?);
         Ok(Self { name: loader.name(name), layers })
     }
 
