@@ -164,6 +164,7 @@ pub const ALL: &[&Arch] = &[
     &vision::resnet::ARCH,
     &vision::swin::ARCH,
     &vision::vit::ARCH,
+    &detection::deformable_detr::ARCH,
     &detection::detr::ARCH,
     &segmentation::sam::ARCH,
     &segmentation::sam::VISION,

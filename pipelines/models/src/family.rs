@@ -1,6 +1,7 @@
 //! Families: what a kind of model computes, without the name of any model type.
 
 pub mod decoder;
+pub mod deformable;
 pub mod detection;
 pub mod dit;
 pub mod dual_encoder;

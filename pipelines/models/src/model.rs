@@ -7,6 +7,7 @@ use accel_backends::tensor::{Kind, Tensor};
 use crate::ModelError;
 use crate::cache::State;
 use crate::family::decoder::Decoder;
+use crate::family::deformable::Deformable;
 use crate::family::detection::Detection;
 use crate::family::dit::Dit;
 use crate::family::dual_encoder::DualEncoder;
@@ -142,6 +143,8 @@ pub enum Model {
     Vision(Box<Vision>),
     /// Models that find objects in images.
     Detection(Box<Detection>),
+    /// Models that find objects by looking at points of images.
+    Deformable(Box<Deformable>),
     /// Models that cut out what prompts point at.
     Segmentation(Box<Segmentation>),
     /// Models that compare images and texts.
@@ -177,6 +180,7 @@ impl Model {
             Spec::Vae(spec) => Self::Vae(Box::new(Vae::load(loader, &spec)?)),
             Spec::Vision(spec) => Self::Vision(Box::new(Vision::load(loader, *spec)?)),
             Spec::Detection(spec) => Self::Detection(Box::new(Detection::load(loader, &spec)?)),
+            Spec::Deformable(spec) => Self::Deformable(Box::new(Deformable::load(loader, &spec)?)),
             Spec::Segmentation(spec) => Self::Segmentation(Box::new(Segmentation::load(loader, &spec)?)),
             Spec::DualEncoder(spec) => Self::DualEncoder(Box::new(DualEncoder::load(loader, &spec)?)),
             Spec::VisionLanguage(spec) => Self::VisionLanguage(Box::new(VisionLanguage::load(loader, &spec)?)),
@@ -198,6 +202,7 @@ impl Model {
             Self::Vae(model) => model.answer(inputs),
             Self::Vision(model) => model.answer(inputs),
             Self::Detection(model) => model.answer(inputs),
+            Self::Deformable(model) => model.answer(inputs),
             Self::Segmentation(model) => model.answer(inputs),
             Self::DualEncoder(model) => model.answer(inputs),
             Self::VisionLanguage(model) => model.answer(inputs),

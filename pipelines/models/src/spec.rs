@@ -15,7 +15,7 @@ pub mod vision_language;
 pub use accel_backends::tensor::{Activation, NormKind, RopeStyle};
 pub use state_space::{ChannelMixSpec, Mamba2Spec, MambaSpec, TimeMixSpec};
 
-use detection::DetectionSpec;
+use detection::{DeformableSpec, DetectionSpec};
 use dual_encoder::DualEncoderSpec;
 use encoder::EncoderSpec;
 use encoder_decoder::EncoderDecoderSpec;
@@ -42,6 +42,8 @@ pub enum Spec {
     Vision(Box<VisionSpec>),
     /// A model that finds objects in images.
     Detection(Box<DetectionSpec>),
+    /// A model that finds objects by looking at points of images.
+    Deformable(Box<DeformableSpec>),
     /// A model that cuts out what prompts point at.
     Segmentation(Box<SegmentationSpec>),
     /// A model that compares images and texts.

@@ -1,5 +1,6 @@
 //! Model types of the family that finds objects, one file each, and what their configurations share.
 
+pub mod deformable_detr;
 pub mod detr;
 
 use crate::ModelError;

@@ -5,17 +5,15 @@ use accel_backends::tensor::{Linear, Tensor};
 
 use crate::ModelError;
 use crate::backbone::Backbone;
-use crate::layers::attention::Attention;
 use crate::layers::convolution::Convolution;
+use crate::layers::finder::{Finder, Looked};
 use crate::layers::masks::Masks;
-use crate::layers::mlp::Mlp;
 use crate::layers::norm::Norm;
 use crate::layers::patch::Asked;
 use crate::layers::perceptron::Perceptron;
 use crate::layers::place::{Places, Shown};
 use crate::model::{Inputs, Outputs};
 use crate::rules::Loader;
-use crate::spec::NormSpec;
 use crate::spec::detection::{DetectionHead, DetectionSpec, FinderSpec};
 
 /// A model with its weights.
@@ -25,21 +23,11 @@ pub struct Detection {
     stages: Vec<usize>,
     projection: Convolution,
     places: Places,
-    encoder: Vec<Layer>,
-    decoder: Vec<Layer>,
+    encoder: Vec<Finder>,
+    decoder: Vec<Finder>,
     queries: Tensor,
     norm: Norm,
     head: Option<Head>,
-}
-
-/// A layer: attention, in the decoder attention to the places too, and what each state goes through.
-#[derive(Debug)]
-struct Layer {
-    attention: Attention,
-    norm: Norm,
-    cross: Option<(Attention, Norm)>,
-    mlp: Mlp,
-    mlp_norm: Norm,
 }
 
 #[derive(Debug)]
@@ -47,15 +35,6 @@ struct Head {
     labels: Linear,
     boxes: Perceptron,
     masks: Option<Masks>,
-}
-
-/// What decoder layers look at.
-struct Looked<'a> {
-    /// `[batch, places, hidden]`
-    states: &'a Tensor,
-    /// The same, with what says where they are.
-    placed: &'a Tensor,
-    absent: &'a [Vec<bool>],
 }
 
 /// Which pixels are no padding: `pixel_mask` `[batch, height, width]`, or all of them.
@@ -86,9 +65,10 @@ impl Detection {
     /// When its weights cannot be read.
     pub fn load(loader: &Loader<'_>, spec: &DetectionSpec) -> Result<Self, ModelError> {
         let hidden = spec.hidden;
-        let layers = |part: &str, of: &FinderSpec, cross: bool| {
-            let layer =
-                |number: usize| Layer::load(&loader.part(&format!("{part}.{number}")), of, &spec.norm, hidden, cross);
+        let layers = |part: &str, of: &FinderSpec, objects: bool| {
+            let layer = |number: usize| {
+                Finder::load(&loader.part(&format!("{part}.{number}")), of, &spec.norm, hidden, objects)
+            };
             (0..of.layers).map(layer).collect::<Result<Vec<_>, _>>()
         };
         let width = spec.backbone.width();
@@ -136,15 +116,15 @@ impl Detection {
         let places = self.places.of(projected.engine(), &shown).map_err(at())?;
         let mut x = projected.reshape(&[batch, hidden, height * width]).and_then(|x| x.transpose(1, 2)).map_err(at())?;
         for layer in &self.encoder {
-            x = layer.forward(&x, &places, None, &absent)?;
+            x = layer.of_places(&x, &places, &absent, None)?;
         }
         let placed = x.add(&places).map_err(at())?;
-        let looked = Looked { states: &x, placed: &placed, absent: &absent };
+        let looked = Looked { states: &x, placed: &placed, absent: &absent, points: None };
         let dims = [batch, self.queries.dims()[0], hidden];
         let queries = self.queries.unsqueeze(0).and_then(|queries| queries.broadcast(&dims)).map_err(at())?;
         let mut found = queries.scale(0.0).map_err(at())?;
         for layer in &self.decoder {
-            found = layer.forward(&found, &queries, Some(&looked), &[])?;
+            found = layer.of_objects(&found, &queries, &looked)?;
         }
         let found = self.norm.forward(&found)?;
         let mut outputs = Vec::new();
@@ -159,46 +139,5 @@ impl Detection {
         outputs.push(("last_hidden_state".into(), found));
         outputs.push(("encoder_last_hidden_state".into(), x));
         Ok(outputs)
-    }
-}
-
-impl Layer {
-    fn load(
-        loader: &Loader<'_>,
-        spec: &FinderSpec,
-        norm: &NormSpec,
-        hidden: usize,
-        cross: bool,
-    ) -> Result<Self, ModelError> {
-        let cross = cross.then(|| {
-            let attention = Attention::load(loader, "cross", &spec.attention, hidden)?;
-            Ok::<_, ModelError>((attention, Norm::load(loader, "cross_norm", norm, hidden)?))
-        });
-        Ok(Self {
-            attention: Attention::load(loader, "attn", &spec.attention, hidden)?,
-            norm: Norm::load(loader, "attn_norm", norm, hidden)?,
-            cross: cross.transpose()?,
-            mlp: Mlp::load(loader, "mlp", &spec.mlp, hidden)?,
-            mlp_norm: Norm::load(loader, "mlp_norm", norm, hidden)?,
-        })
-    }
-
-    /// x: `[batch, n, hidden]`; places: what is added to queries and keys.
-    fn forward(
-        &self,
-        x: &Tensor,
-        places: &Tensor,
-        looked: Option<&Looked<'_>>,
-        absent: &[Vec<bool>],
-    ) -> Result<Tensor, ModelError> {
-        let at = || ModelError::at("residual");
-        let sum = |x: &Tensor, part: &Tensor, norm: &Norm| norm.forward(&x.add(part).map_err(at())?);
-        let placed = x.add(places).map_err(at())?;
-        let mut x = sum(x, &self.attention.between(&placed, &placed, x, absent)?, &self.norm)?;
-        if let (Some((cross, norm)), Some(looked)) = (&self.cross, looked) {
-            let placed = x.add(places).map_err(at())?;
-            x = sum(&x, &cross.between(&placed, looked.placed, looked.states, looked.absent)?, norm)?;
-        }
-        sum(&x, &self.mlp.forward(&x)?, &self.mlp_norm)
     }
 }

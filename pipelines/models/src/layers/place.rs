@@ -100,6 +100,14 @@ impl Places {
                 Tensor::new(engine, values, &[batch, height * width, 2 * half])
             }
             Self::Learned { rows, columns } => {
+                if height.max(width) > NUMBERS {
+                    let expected = format!("a map of at most {NUMBERS} rows and columns");
+                    return Err(TensorError::Shape {
+                        operation: "places",
+                        expected,
+                        found: format!("{:?}", shown.size),
+                    });
+                }
                 let numbers =
                     |of: fn(usize, usize) -> usize| (0..height * width).map(|at| of(at, width)).collect::<Vec<_>>();
                 let rows = rows.pick(0, &numbers(|at, width| at / width))?;

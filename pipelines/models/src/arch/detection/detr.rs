@@ -7,7 +7,7 @@ use crate::arch::vision::layers;
 use crate::arch::{Arch, Class, HeadKind, HuggingFace, ImageHead, labels, no_such_head};
 use crate::config::Config;
 use crate::rules::{Rule, joined};
-use crate::spec::detection::{DetectionHead, DetectionSpec, FinderSpec};
+use crate::spec::detection::{DetectionHead, DetectionSpec, FinderSpec, LooksSpec};
 use crate::spec::{MlpSpec, NormSpec, Spec};
 
 /// The model type.
@@ -22,7 +22,8 @@ const CLASSES: &[Class] = &[
     Class { name: "DetrForSegmentation", head: HeadKind::Image(ImageHead::Masks), base: "detr.model." },
 ];
 
-const STACK: &[Rule] = &joined::<{ FINDER.len() + BACKBONE.len() }>(FINDER, BACKBONE);
+/// The names of Hugging Face's checkpoints.
+pub(super) const STACK: &[Rule] = &joined::<{ FINDER.len() + BACKBONE.len() }>(FINDER, BACKBONE);
 
 const FINDER: &[Rule] = &[
     Rule::new("places.rows", "backbone.position_embedding.row_embeddings"),
@@ -86,6 +87,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         Ok(FinderSpec {
             layers: layers(config, &key("layers"), 6)?,
             attention: attention(config, &key("attention_heads"), hidden)?,
+            looks: LooksSpec::Everywhere,
             mlp: MlpSpec::plain(inner, act),
         })
     };
