@@ -107,7 +107,11 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     same(&prompt, "hidden_size", 256, hidden)?;
     same(&vision, "output_channels", 256, hidden)?;
     same(&vision, "num_pos_feats", 128, hidden / 2)?;
-    let (pixels, patch) = image_size(&prompt)?;
+    let ((pixels, patch), (seen, seen_patch)) = (image_size(&prompt)?, image_size(&vision)?);
+    if pixels / patch != seen / seen_patch {
+        let expected = format!("what makes {} patches along a side, as the image has", seen / seen_patch);
+        return Err(prompt.wrong("image_size", expected).into());
+    }
     if prompt.optional_size("num_point_embeddings")?.is_some_and(|count| count < 4) {
         return Err(prompt.wrong("num_point_embeddings", "4 or more").into());
     }
