@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, DType, Storage, Tensor as Candle};
 
 use crate::cpu::{Keys, Product};
 
-use super::op::{Attention, Binary, Compare, Convolution, Experts, NormKind, Op, Reduce, Unary};
+use super::op::{Attention, Binary, Compare, Convolution, Experts, NormKind, Op, Reduce, Unary, stretch};
 use super::{
     Activation, AttentionShape, Engine, KeysValues, Kind, QueryRow, RopeStyle, Tensor, TensorError, Value, Weight,
     lower, recurrence, shape,
@@ -108,15 +108,17 @@ fn primitive(op: &Op, args: &[&Tensor]) -> Result<Candle> {
     })
 }
 
-/// Candle multiplies up to two leading dimensions; equal ones are as one.
+/// Candle multiplies up to two leading dimensions; of more, those that both stretch to are as one.
 fn matmul(a: &Candle, b: &Candle) -> candle_core::Result<Candle> {
     let ([lead @ .., m, k], [other @ .., _, n]) = (a.dims(), b.dims()) else { return a.broadcast_matmul(b) };
-    if lead.len() <= 2 || lead != other {
-        return a.broadcast_matmul(b);
-    }
-    let batch: usize = lead.iter().product();
-    let product = a.reshape((batch, *m, *k))?.matmul(&b.reshape((batch, *k, *n))?)?;
-    product.reshape([lead, &[*m, *n]].concat())
+    let stretched = stretch(lead, other).filter(|stretched| stretched.len() > 2);
+    let Some(stretched) = stretched else { return a.broadcast_matmul(b) };
+    let batch: usize = stretched.iter().product();
+    let flat = |x: &Candle, rows: usize, columns: usize| {
+        x.broadcast_as([&stretched[..], &[rows, columns]].concat())?.contiguous()?.reshape((batch, rows, columns))
+    };
+    let product = flat(a, *m, *k)?.matmul(&flat(b, *k, *n)?)?;
+    product.reshape([&stretched[..], &[*m, *n]].concat())
 }
 
 fn unary(unary: Unary, x: &Candle) -> candle_core::Result<Candle> {

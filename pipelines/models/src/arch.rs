@@ -2,6 +2,7 @@
 
 pub mod codec;
 pub mod decoder;
+pub mod detection;
 pub mod dit;
 pub mod dual_encoder;
 pub mod encoder;
@@ -14,6 +15,7 @@ pub mod unet;
 pub mod vae;
 
 mod rope;
+pub mod segmentation;
 pub mod vision;
 pub mod vision_language;
 
@@ -112,6 +114,12 @@ pub enum ImageHead {
     Pixels,
     /// Maps of some stages.
     Maps,
+    /// Labels and boxes of objects.
+    Objects,
+    /// Labels, boxes and masks of objects.
+    Masks,
+    /// Masks of what prompts point at.
+    Prompted,
     /// How images and texts compare.
     Similarity,
     /// The text half alone, projected or not.
@@ -179,8 +187,13 @@ pub const ALL: &[&Arch] = &[
     &vae::autoencoder_kl::ARCH,
     // Vision.
     &vision::convnext::ARCH,
+    &vision::resnet::ARCH,
     &vision::swin::ARCH,
     &vision::vit::ARCH,
+    &detection::deformable_detr::ARCH,
+    &detection::detr::ARCH,
+    &segmentation::sam::ARCH,
+    &segmentation::sam::VISION,
     // Images and texts.
     &dual_encoder::clip::ARCH,
     &dual_encoder::clip::TEXT,

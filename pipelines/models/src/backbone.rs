@@ -3,6 +3,8 @@
 pub mod depthwise;
 pub mod grid;
 pub mod patches;
+pub mod plain;
+pub mod residual;
 pub mod windows;
 
 use accel_backends::tensor::Tensor;
@@ -19,8 +21,12 @@ pub enum Backbone {
     Patches(Box<patches::Patches>),
     /// Convolutions of each channel by itself.
     Depthwise(Box<depthwise::Depthwise>),
+    /// Patches that see each other within windows, in some layers all of them.
+    Plain(Box<plain::Plain>),
     /// Attention within windows that move.
     Windows(Box<windows::Windows>),
+    /// Convolutions whose results are added to what came in.
+    Residual(Box<residual::Residual>),
 }
 
 /// What a backbone sees.
@@ -42,6 +48,8 @@ impl Backbone {
         Ok(match spec {
             BackboneSpec::Patches(spec) => Self::Patches(Box::new(patches::Patches::load(loader, spec)?)),
             BackboneSpec::Depthwise(spec) => Self::Depthwise(Box::new(depthwise::Depthwise::load(loader, spec)?)),
+            BackboneSpec::Plain(spec) => Self::Plain(Box::new(plain::Plain::load(loader, spec)?)),
+            BackboneSpec::Residual(spec) => Self::Residual(Box::new(residual::Residual::load(loader, spec)?)),
             BackboneSpec::Windows(spec) => Self::Windows(Box::new(windows::Windows::load(loader, spec)?)),
         })
     }
@@ -55,6 +63,8 @@ impl Backbone {
         match self {
             Self::Patches(backbone) => backbone.see(asked, stages),
             Self::Depthwise(backbone) => backbone.see(asked, stages),
+            Self::Plain(backbone) => backbone.see(asked, stages),
+            Self::Residual(backbone) => backbone.see(asked, stages),
             Self::Windows(backbone) => backbone.see(asked, stages),
         }
     }

@@ -335,6 +335,11 @@ impl Config {
         Ok(values.map(|values| Self { path: self.path(key), values }))
     }
 
+    /// Its keys.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.values.keys().map(String::as_str)
+    }
+
     /// How many keys it has.
     pub fn len(&self) -> usize {
         self.values.len()

@@ -2,12 +2,15 @@
 
 pub mod codec;
 pub mod decoder;
+pub mod deformable;
+pub mod detection;
 pub mod dit;
 pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
 pub mod multimodal;
 pub mod retrieval;
+pub mod segmentation;
 pub mod speech;
 pub mod time_series;
 pub mod unet;

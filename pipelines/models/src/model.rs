@@ -8,12 +8,15 @@ use crate::ModelError;
 use crate::cache::State;
 use crate::family::codec::Codec;
 use crate::family::decoder::Decoder;
+use crate::family::deformable::Deformable;
+use crate::family::detection::Detection;
 use crate::family::dit::Dit;
 use crate::family::dual_encoder::DualEncoder;
 use crate::family::encoder::Encoder;
 use crate::family::encoder_decoder::EncoderDecoder;
 use crate::family::multimodal::Multimodal;
 use crate::family::retrieval::Retrieval;
+use crate::family::segmentation::Segmentation;
 use crate::family::speech::Speech;
 use crate::family::time_series::TimeSeries;
 use crate::family::unet::Unet;
@@ -170,6 +173,12 @@ pub enum Model {
     Vae(Box<Vae>),
     /// Models of images.
     Vision(Box<Vision>),
+    /// Models that find objects in images.
+    Detection(Box<Detection>),
+    /// Models that find objects by looking at points of images.
+    Deformable(Box<Deformable>),
+    /// Models that cut out what prompts point at.
+    Segmentation(Box<Segmentation>),
     /// Models that compare images and texts.
     DualEncoder(Box<DualEncoder>),
     /// Models that write about images.
@@ -209,6 +218,9 @@ impl Model {
             Spec::Unet(spec) => Self::Unet(Box::new(Unet::load(loader, *spec)?)),
             Spec::Vae(spec) => Self::Vae(Box::new(Vae::load(loader, &spec)?)),
             Spec::Vision(spec) => Self::Vision(Box::new(Vision::load(loader, *spec)?)),
+            Spec::Detection(spec) => Self::Detection(Box::new(Detection::load(loader, &spec)?)),
+            Spec::Deformable(spec) => Self::Deformable(Box::new(Deformable::load(loader, &spec)?)),
+            Spec::Segmentation(spec) => Self::Segmentation(Box::new(Segmentation::load(loader, &spec)?)),
             Spec::DualEncoder(spec) => Self::DualEncoder(Box::new(DualEncoder::load(loader, &spec)?)),
             Spec::VisionLanguage(spec) => Self::VisionLanguage(Box::new(VisionLanguage::load(loader, &spec)?)),
             Spec::Multimodal(spec) => Self::Multimodal(Box::new(Multimodal::load(loader, *spec)?)),
@@ -242,6 +254,9 @@ impl Model {
             Self::Unet(model) => model.answer(inputs),
             Self::Vae(model) => model.answer(inputs),
             Self::Vision(model) => model.answer(inputs),
+            Self::Detection(model) => model.answer(inputs),
+            Self::Deformable(model) => model.answer(inputs),
+            Self::Segmentation(model) => model.answer(inputs),
             Self::DualEncoder(model) => model.answer(inputs),
             Self::VisionLanguage(model) => model.answer(inputs),
             Self::Multimodal(model) => model.answer(inputs),

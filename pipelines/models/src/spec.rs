@@ -1,12 +1,14 @@
 //! What a model is made of, as nested values: everything that code needs to know, and no name of a model type.
 
 pub mod codec;
+pub mod detection;
 pub mod dit;
 pub mod dual_encoder;
 pub mod encoder;
 pub mod encoder_decoder;
 pub mod multimodal;
 pub mod retrieval;
+pub mod segmentation;
 pub mod speech;
 mod state_space;
 pub mod time_series;
@@ -19,11 +21,13 @@ pub use accel_backends::tensor::{Activation, NormKind, RopeStyle};
 pub use state_space::{ChannelMixSpec, Mamba2Spec, MambaSpec, TimeMixSpec};
 
 use crate::rules::Rules;
+use detection::{DeformableSpec, DetectionSpec};
 use dual_encoder::DualEncoderSpec;
 use encoder::EncoderSpec;
 use encoder_decoder::EncoderDecoderSpec;
 use multimodal::MultimodalSpec;
 use retrieval::RetrievalSpec;
+use segmentation::SegmentationSpec;
 use vision::VisionSpec;
 use vision_language::VisionLanguageSpec;
 
@@ -50,6 +54,12 @@ pub enum Spec {
     Vae(Box<vae::VaeSpec>),
     /// A model of images.
     Vision(Box<VisionSpec>),
+    /// A model that finds objects in images.
+    Detection(Box<DetectionSpec>),
+    /// A model that finds objects by looking at points of images.
+    Deformable(Box<DeformableSpec>),
+    /// A model that cuts out what prompts point at.
+    Segmentation(Box<SegmentationSpec>),
     /// A model that compares images and texts.
     DualEncoder(Box<DualEncoderSpec>),
     /// A model that writes about images.

@@ -1,6 +1,7 @@
 //! Model types of the vision family, one file each, and what their configurations share.
 
 pub mod convnext;
+pub mod resnet;
 pub mod swin;
 pub mod vit;
 
@@ -8,13 +9,13 @@ use crate::ModelError;
 use crate::arch::decoder;
 use crate::arch::{HeadKind, ImageHead, labels, no_such_head};
 use crate::config::{Config, ConfigError};
-use crate::spec::vision::{BackboneSpec, PoolSpec, VisionHead, VisionSpec};
+use crate::spec::vision::{BackboneSpec, PoolSpec, StatesShape, VisionHead, VisionSpec};
 use crate::spec::{AttentionSpec, BiasSpec, EmbedSpec, LayerSpec, NormSpec, Spec, StackSpec};
 
 /// A model of images, with a head of that kind.
 struct Heads {
-    /// What the answer of states is made of, and whether they are a map.
-    states: (Option<PoolSpec>, bool),
+    /// What the one state of an image is made of, and how states are answered.
+    states: (Option<PoolSpec>, StatesShape),
     /// What logits of labels are made of.
     labels: PoolSpec,
     /// Pixels along a side of what one state becomes.
@@ -25,10 +26,10 @@ struct Heads {
 
 impl Heads {
     fn model(self, config: &Config, kind: HeadKind, backbone: BackboneSpec) -> Result<Spec, ModelError> {
-        let ((pool, map), channels) = (self.states, config.optional_size("num_channels")?.unwrap_or(3));
+        let ((pool, shape), channels) = (self.states, config.optional_size("num_channels")?.unwrap_or(3));
         let head = match (kind, self.side, self.stages) {
-            (HeadKind::States, ..) => VisionHead::States { map, pool },
-            (HeadKind::Image(ImageHead::Unpooled), ..) => VisionHead::States { map, pool: None },
+            (HeadKind::States, ..) => VisionHead::States { shape, pool },
+            (HeadKind::Image(ImageHead::Unpooled), ..) => VisionHead::States { shape, pool: None },
             (HeadKind::Image(ImageHead::Labels), ..) => {
                 VisionHead::Labels { pool: self.labels, labels: labels(config)? }
             }

@@ -4,10 +4,9 @@ use accel_backends::tensor::{Linear, Tensor, TensorError};
 
 use super::Seen;
 use crate::ModelError;
-use crate::layers::mlp::Mlp;
 use crate::layers::norm::Norm;
 use crate::layers::patch::{Asked, Patches, Tokens};
-use crate::layers::window::WindowAttention;
+use crate::layers::window_block::WindowBlock;
 use crate::rules::Loader;
 use crate::spec::vision::WindowsSpec;
 
@@ -23,16 +22,8 @@ pub struct Windows {
 
 #[derive(Debug)]
 struct Stage {
-    blocks: Vec<Block>,
+    blocks: Vec<WindowBlock>,
     merged: Option<(Norm, Linear)>,
-}
-
-#[derive(Debug)]
-struct Block {
-    norm: Norm,
-    attention: WindowAttention,
-    mlp_norm: Norm,
-    mlp: Mlp,
 }
 
 impl Windows {
@@ -47,12 +38,7 @@ impl Windows {
             let stage = &spec.stages[number];
             let block = |number: usize| {
                 let part = part.part(&format!("blocks.{number}"));
-                Ok(Block {
-                    norm: Norm::load(&part, "attn_norm", &spec.norm, width)?,
-                    attention: WindowAttention::load(&part, "attn", width, stage.heads, spec.window, spec.qkv_bias)?,
-                    mlp_norm: Norm::load(&part, "mlp_norm", &spec.norm, width)?,
-                    mlp: Mlp::load(&part, "mlp", &stage.mlp, width)?,
-                })
+                WindowBlock::load(&part, &spec.attention(stage.heads), &stage.mlp, &spec.norm, width)
             };
             let blocks = (0..stage.blocks).map(block).collect::<Result<_, ModelError>>()?;
             let merged = (number + 1 < spec.stages.len()).then(|| {
@@ -116,17 +102,8 @@ impl Windows {
     }
 }
 
-impl Block {
-    /// x: `[batch, height, width, channels]` to the same shape.
-    fn forward(&self, x: &Tensor, moved: usize) -> Result<Tensor, ModelError> {
-        let seen = self.attention.forward(&self.norm.forward(x)?, moved)?;
-        let x = x.add(&seen).map_err(ModelError::at("residual"))?;
-        x.add(&self.mlp.forward(&self.mlp_norm.forward(&x)?)?).map_err(ModelError::at("residual"))
-    }
-}
-
 /// `[batch, places, channels]` to `[batch, height, width, channels]`.
-fn map(x: &Tensor, [height, width]: [usize; 2]) -> Result<Tensor, TensorError> {
+pub(super) fn map(x: &Tensor, [height, width]: [usize; 2]) -> Result<Tensor, TensorError> {
     let [batch, _, channels] = x.sizes()?;
     x.reshape(&[batch, height, width, channels])
 }

@@ -9,7 +9,7 @@ use crate::layers::patch::{Asked, Tokens};
 use crate::layers::pool::Pool;
 use crate::model::{Inputs, Outputs};
 use crate::rules::Loader;
-use crate::spec::vision::{VisionHead, VisionSpec};
+use crate::spec::vision::{StatesShape, VisionHead, VisionSpec};
 
 /// A model of images with its weights.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub struct Vision {
 
 #[derive(Debug)]
 enum Head {
-    States { map: bool, pool: Option<Pool> },
+    States { shape: StatesShape, pool: Option<Pool> },
     Labels { pool: Pool, matrix: Linear },
     Pixels { conv: Linear, side: usize },
     Maps { stages: Vec<usize>, norms: Vec<Option<Norm>> },
@@ -51,8 +51,8 @@ impl Vision {
         let own = spec.part.map_or_else(|| loader.clone(), |part| loader.part(part));
         let pool = |pool| Pool::load(&own, pool, width);
         let head = match &spec.head {
-            VisionHead::States { map, pool: of } => {
-                Head::States { map: *map, pool: of.as_ref().map(pool).transpose()? }
+            VisionHead::States { shape, pool: of } => {
+                Head::States { shape: *shape, pool: of.as_ref().map(pool).transpose()? }
             }
             VisionHead::Labels { pool: of, labels } => {
                 Head::Labels { pool: pool(of)?, matrix: loader.linear("head.labels", *labels, width, true)? }
@@ -86,11 +86,18 @@ impl Vision {
         let seen = self.backbone.see(&asked(inputs)?, wanted)?;
         let at = || ModelError::at("head");
         Ok(match &self.head {
-            Head::States { map, pool } => {
-                let states = if *map { seen.last.map().map_err(at())? } else { seen.last.states.clone() };
+            Head::States { shape, pool } => {
+                let states = match shape {
+                    StatesShape::Sequence => seen.last.states.clone(),
+                    StatesShape::Map | StatesShape::Maps => seen.last.map().map_err(at())?,
+                };
                 let mut outputs = vec![("last_hidden_state".into(), states)];
                 if let Some(pool) = pool {
-                    outputs.push(("pooler_output".into(), pool.forward(&seen.last.states, seen.last.prefix)?));
+                    let pooled = pool.forward(&seen.last.states, seen.last.prefix)?;
+                    let one = [pooled.dims(), &[1, 1]].concat();
+                    let maps = *shape == StatesShape::Maps;
+                    let pooled = if maps { pooled.reshape(&one).map_err(at())? } else { pooled };
+                    outputs.push(("pooler_output".into(), pooled));
                 }
                 outputs
             }

@@ -40,6 +40,8 @@ struct Writer {
     norm: Norm,
     matrix: Linear,
     first: i64,
+    /// Whether the first token of an answer is taken for padding.
+    first_hidden: bool,
 }
 
 impl VisionLanguage {
@@ -51,9 +53,11 @@ impl VisionLanguage {
     pub fn load(loader: &Loader<'_>, spec: &VisionLanguageSpec) -> Result<Self, ModelError> {
         let reader = |stack: &StackSpec| Stack::load(&loader.part("reader"), stack.clone());
         let task = match &spec.task {
-            TaskSpec::Caption(writer) => Task::Caption(Writer::load(loader, writer)?),
+            // A prompt is seen as a whole, whatever its first token.
+            TaskSpec::Caption(writer) => Task::Caption(Writer::load(loader, writer, false)?),
             TaskSpec::Answer { reader: stack, writer } => {
-                Task::Answer { reader: reader(stack)?, writer: Writer::load(loader, writer)? }
+                let first_hidden = writer.first == writer.padding;
+                Task::Answer { reader: reader(stack)?, writer: Writer::load(loader, writer, first_hidden)? }
             }
             TaskSpec::Match { reader: stack } => {
                 let matrix = loader.linear("head.match", 2, stack.hidden, true)?;
@@ -162,7 +166,7 @@ fn read(stack: &Stack, batch: &Batch, source: &Source) -> Result<Tensor, ModelEr
 }
 
 impl Writer {
-    fn load(loader: &Loader<'_>, spec: &WriterSpec) -> Result<Self, ModelError> {
+    fn load(loader: &Loader<'_>, spec: &WriterSpec, first_hidden: bool) -> Result<Self, ModelError> {
         let stack = Stack::load(&loader.part("writer"), spec.stack.clone())?;
         let (hidden, vocabulary) = (spec.stack.hidden, spec.stack.embed.vocabulary);
         let weight = match spec.tied {
@@ -175,6 +179,7 @@ impl Writer {
             matrix: Linear { weight, bias: Some(loader.tensor("head.bias", &[vocabulary])?) },
             activation: spec.activation,
             first: spec.first,
+            first_hidden,
             stack,
         })
     }
@@ -195,6 +200,9 @@ impl Writer {
         let rows = Row::whole(vec![length; sequences.len()]);
         let last: Vec<usize> = (1..=sequences.len()).map(|text| text * length - 1).collect();
         let states = self.states(&sequences.concat(), &rows, Some(source), &mut state)?;
+        if self.first_hidden {
+            (0..sequences.len()).for_each(|text| state.hide(text, vec![true]));
+        }
         let logits = self.logits(&states.pick(0, &last).map_err(ModelError::at("logits"))?)?;
         Ok(Begun { state, sequences, logits })
     }
@@ -214,6 +222,17 @@ impl Writer {
         let engine = self.stack.embedding().table().engine();
         let ids = Tensor::whole(engine, known.to_vec(), &[known.len()]).map_err(ModelError::at("tokens"))?;
         let tokens = Tokens { ids: &ids, known, types: None };
-        self.stack.states(tokens, &Reading { rows, absent: &[], source }, Some(state))
+        // As `prepare_inputs_for_generation` counts: padding is at 1, and what comes after it begins at 0.
+        let counted = |row: &Row| match row.past {
+            _ if !self.first_hidden => *row,
+            0 => Row { past: 1, ..*row },
+            past => Row { past: past - 1, ..*row },
+        };
+        let counted: Vec<Row> = rows.iter().map(counted).collect();
+        let x = self.stack.embed(tokens, &counted)?;
+        let reading = Reading { rows, absent: &[], source };
+        let x = self.stack.layers(0..self.stack.spec().layers.len(), x, &reading, Some(state))?;
+        state.advance(rows);
+        self.stack.finish(&x)
     }
 }

@@ -7,6 +7,7 @@ use accel_backends::tensor::{
 
 use crate::ModelError;
 use crate::cache::{Across, LayerState, Row};
+use crate::layers::attend::attend;
 use crate::layers::bias_gate::BiasGate;
 use crate::layers::norm::Norm;
 use crate::layers::relative::{Distances, Relative};
@@ -185,6 +186,27 @@ impl Attention {
         let parts: Vec<_> = parts.iter().map(|part| (part.keys.clone(), part.values.clone())).collect();
         let attended = self.core.attend(&q, &parts, &held, pass, None).map_err(at())?;
         attended.linear(&self.out).map_err(at())
+    }
+
+    /// Queries attend to keys and values that are made of different things, each sequence to its own, but for those that
+    /// are absent. queries: `[batch, n, hidden]`; keys and values: `[batch, m, ..]`; absent: of each sequence which keys
+    /// no query sees, or nothing. To `[batch, n, hidden]`.
+    ///
+    /// # Errors
+    ///
+    /// When the shapes do not fit.
+    pub fn between(
+        &self,
+        queries: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        absent: &[Vec<bool>],
+    ) -> Result<Tensor, ModelError> {
+        let run = || -> Result<Tensor, TensorError> {
+            let (q, k, v) = (queries.linear(&self.q)?, keys.linear(&self.k)?, values.linear(&self.v)?);
+            attend(&self.core.shape, &q, &k, &v, absent)?.linear(&self.out)
+        };
+        run().map_err(ModelError::at(&self.core.name))
     }
 
     fn clipped(&self, x: Tensor) -> Result<Tensor, ModelError> {

@@ -40,4 +40,17 @@ impl BatchNorm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
         x.mul(&self.factor).and_then(|x| x.add(&self.offset)).map_err(ModelError::at(&self.name))
     }
+
+    /// The same over the channels of a map: `[batch, channels, height, width]` to the same shape.
+    ///
+    /// # Errors
+    ///
+    /// When the shape does not fit.
+    pub fn of_map(&self, map: &Tensor) -> Result<Tensor, ModelError> {
+        let run = || -> Result<Tensor, TensorError> {
+            let along = |x: &Tensor| x.reshape(&[x.dim(0)?, 1, 1]);
+            map.mul(&along(&self.factor)?)?.add(&along(&self.offset)?)
+        };
+        run().map_err(ModelError::at(&self.name))
+    }
 }

@@ -4,6 +4,7 @@ use accel_backends::tensor::{Engine, Linear, Tensor, TensorError};
 
 use crate::ModelError;
 use crate::rules::Loader;
+use crate::spec::vision::{DistanceSpec, WindowAttentionSpec};
 
 /// Attention within windows, with its weights.
 #[derive(Debug)]
@@ -15,35 +16,58 @@ pub struct WindowAttention {
     k: Linear,
     v: Linear,
     out: Linear,
-    /// What the distance of two places adds to their score: `[(2 * window - 1)^2, heads]`.
-    distance: Tensor,
+    distance: Distance,
+}
+
+/// What the distance of two places adds to their score.
+#[derive(Debug)]
+enum Distance {
+    None,
+    /// A number of each head: `[(2 * window - 1)^2, heads]`.
+    Numbers(Tensor),
+    /// The product of the query with a vector of the distance in rows and one of that in columns, `[2 * window - 1, head]`
+    /// each (<https://arxiv.org/abs/2112.01526>).
+    Vectors {
+        rows: Tensor,
+        columns: Tensor,
+    },
 }
 
 impl WindowAttention {
-    /// Reads the attention of that name.
+    /// Reads the attention of that name; `width` are the elements of a state.
     ///
     /// # Errors
     ///
     /// When its weights cannot be read.
-    pub fn load(
-        loader: &Loader<'_>,
-        name: &str,
-        width: usize,
-        heads: usize,
-        window: usize,
-        qkv_bias: bool,
-    ) -> Result<Self, ModelError> {
+    pub fn load(loader: &Loader<'_>, name: &str, spec: &WindowAttentionSpec, width: usize) -> Result<Self, ModelError> {
         let at = |part: &str| format!("{name}.{part}");
-        let distances = (2 * window).saturating_sub(1);
+        let distances = (2 * spec.window).saturating_sub(1);
+        let [q, k, v] = if spec.joined {
+            let part = |first: usize| {
+                let rows: Vec<usize> = (first * width..(first + 1) * width).collect();
+                loader.rows(&at("qkv"), [3 * width, width], &rows, spec.qkv_bias)
+            };
+            [part(0)?, part(1)?, part(2)?]
+        } else {
+            let part = |part: &str| loader.linear(&at(part), width, width, spec.qkv_bias);
+            [part("q")?, part("k")?, part("v")?]
+        };
+        let vectors = |part: &str| loader.tensor(&at(part), &[distances, width / spec.heads.max(1)]);
         Ok(Self {
             name: loader.name(name),
-            heads,
-            window,
-            q: loader.linear(&at("q"), width, width, qkv_bias)?,
-            k: loader.linear(&at("k"), width, width, qkv_bias)?,
-            v: loader.linear(&at("v"), width, width, qkv_bias)?,
+            heads: spec.heads,
+            window: spec.window,
+            q,
+            k,
+            v,
             out: loader.linear(&at("out"), width, width, true)?,
-            distance: loader.tensor(&at("distance"), &[distances * distances, heads])?,
+            distance: match spec.distance {
+                DistanceSpec::None => Distance::None,
+                DistanceSpec::Numbers => {
+                    Distance::Numbers(loader.tensor(&at("distance"), &[distances * distances, spec.heads])?)
+                }
+                DistanceSpec::Vectors => Distance::Vectors { rows: vectors("rows")?, columns: vectors("columns")? },
+            },
         })
     }
 
@@ -80,7 +104,12 @@ impl WindowAttention {
         };
         let [q, k, v] = x.linears([&self.q, &self.k, &self.v])?;
         let (q, k) = (apart(q, &[0, 1, 3, 2, 4])?, apart(k, &[0, 1, 3, 4, 2])?);
-        let mut scores = q.matmul(&k)?.scale(1.0 / (head as f32).sqrt())?.add(&self.distances()?)?;
+        let mut scores = q.matmul(&k)?.scale(1.0 / (head as f32).sqrt())?;
+        scores = match &self.distance {
+            Distance::None => scores,
+            Distance::Numbers(numbers) => scores.add(&self.numbers(numbers)?)?,
+            Distance::Vectors { rows, columns } => scores.add(&self.products(&q, rows, columns)?)?,
+        };
         if moved > 0 {
             scores = scores.add(&apart_regions(x.engine(), rows, columns, self.window, moved)?)?;
         }
@@ -89,15 +118,29 @@ impl WindowAttention {
     }
 
     /// What distances add to the scores: `[heads, places, places]`.
-    fn distances(&self) -> Result<Tensor, TensorError> {
+    fn numbers(&self, numbers: &Tensor) -> Result<Tensor, TensorError> {
         let (window, across) = (self.window as i64, 2 * self.window as i64 - 1);
         let places = || (0..window).flat_map(move |row| (0..window).map(move |column| (row, column)));
         let pairs = places().flat_map(|query| places().map(move |key| (query, key)));
         let distances =
             pairs.map(|(query, key)| (query.0 - key.0 + window - 1) * across + query.1 - key.1 + window - 1);
         let count = self.window * self.window;
-        let distances = Tensor::whole(self.distance.engine(), distances.collect(), &[count, count])?;
-        self.distance.gather(0, &distances)?.permute(&[2, 0, 1])
+        let distances = Tensor::whole(numbers.engine(), distances.collect(), &[count, count])?;
+        numbers.gather(0, &distances)?.permute(&[2, 0, 1])
+    }
+
+    /// The same, of queries `[batch, windows, heads, places, head]`: `[batch, windows, heads, places, places]`.
+    fn products(&self, q: &Tensor, rows: &Tensor, columns: &Tensor) -> Result<Tensor, TensorError> {
+        let ([batch, windows, heads, places, head], window) = (q.sizes()?, self.window);
+        let distances = (0..window).flat_map(|query| (0..window).map(move |key| (query + window - 1 - key) as i64));
+        let distances = Tensor::whole(q.engine(), distances.collect(), &[window, window])?;
+        // Of each line of queries and each line of keys: [window, head, window].
+        let vectors = |of: &Tensor| of.gather(0, &distances)?.transpose(1, 2);
+        let q = q.reshape(&[batch * windows, heads, window, window, head])?;
+        let of_rows = q.matmul(&vectors(rows)?)?;
+        let of_columns = q.transpose(2, 3)?.matmul(&vectors(columns)?)?.transpose(2, 3)?;
+        let sums = of_rows.unsqueeze(-1)?.add(&of_columns.unsqueeze(-2)?)?;
+        sums.reshape(&[batch, windows, heads, places, places])
     }
 }
 

@@ -18,8 +18,8 @@ pub struct VisionSpec {
 pub enum VisionHead {
     /// The states themselves.
     States {
-        /// Whether they are answered as a map, or as a sequence.
-        map: bool,
+        /// How they are answered.
+        shape: StatesShape,
         /// What one state of the image is made of, where it is answered too.
         pool: Option<PoolSpec>,
     },
@@ -44,6 +44,17 @@ pub enum VisionHead {
         /// The norm of each.
         norm: Option<NormSpec>,
     },
+}
+
+/// How the states of an image are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatesShape {
+    /// One after the other.
+    Sequence,
+    /// As a map.
+    Map,
+    /// As a map, and the one state of the image as a map of one place.
+    Maps,
 }
 
 /// What one state of an image is made of.
@@ -80,8 +91,12 @@ pub enum BackboneSpec {
     Patches(PatchesSpec),
     /// Convolutions of each channel by itself, between layers of each place by itself (<https://arxiv.org/abs/2201.03545>).
     Depthwise(DepthwiseSpec),
+    /// Patches that see each other within windows, in some layers all of them (<https://arxiv.org/abs/2203.16527>).
+    Plain(PlainSpec),
     /// Attention within windows that move (<https://arxiv.org/abs/2103.14030>).
     Windows(WindowsSpec),
+    /// Convolutions whose results are added to what came in (<https://arxiv.org/abs/1512.03385>).
+    Residual(ResidualNetSpec),
 }
 
 impl BackboneSpec {
@@ -90,7 +105,9 @@ impl BackboneSpec {
         match self {
             Self::Patches(spec) => spec.stack.hidden,
             Self::Depthwise(spec) => spec.stages.last().map_or(spec.embed.width, |stage| stage.width),
+            Self::Plain(spec) => spec.neck,
             Self::Windows(spec) => spec.width(spec.stages.len().saturating_sub(1)),
+            Self::Residual(spec) => spec.stages.last().map_or(spec.stem, |stage| stage.width),
         }
     }
 
@@ -101,7 +118,11 @@ impl BackboneSpec {
             Self::Depthwise(spec) => {
                 stage.checked_sub(1).and_then(|stage| spec.stages.get(stage)).map_or(spec.embed.width, |it| it.width)
             }
+            Self::Plain(spec) => spec.embed.width,
             Self::Windows(spec) => spec.width(stage.saturating_sub(1)),
+            Self::Residual(spec) => {
+                stage.checked_sub(1).and_then(|stage| spec.stages.get(stage)).map_or(spec.stem, |it| it.width)
+            }
         }
     }
 }
@@ -205,6 +226,53 @@ impl WindowsSpec {
     pub fn width(&self, stage: usize) -> usize {
         self.embed.width << stage
     }
+
+    /// The attention of a block with so many heads.
+    pub fn attention(&self, heads: usize) -> WindowAttentionSpec {
+        let distance = DistanceSpec::Numbers;
+        WindowAttentionSpec { heads, window: self.window, qkv_bias: self.qkv_bias, joined: false, distance }
+    }
+}
+
+/// Attention within windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowAttentionSpec {
+    /// Heads.
+    pub heads: usize,
+    /// Places along a window's side.
+    pub window: usize,
+    /// Whether queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// Whether they lie in one tensor, one after the other.
+    pub joined: bool,
+    /// What the distance of two places adds to their score.
+    pub distance: DistanceSpec,
+}
+
+/// What the distance of two places adds to their score.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DistanceSpec {
+    /// Nothing.
+    None,
+    /// A number of each head.
+    Numbers,
+    /// The product of the query with vectors of the distance, in rows and in columns.
+    Vectors,
+}
+
+/// Patches that see each other within windows that do not move.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlainSpec {
+    /// What makes the first states.
+    pub embed: PatchSpec,
+    /// The attention of each layer.
+    pub layers: Vec<WindowAttentionSpec>,
+    /// What each state goes through after attention.
+    pub mlp: MlpSpec,
+    /// The norm before each part of a layer.
+    pub norm: NormSpec,
+    /// Channels that convolutions after the last layer make.
+    pub neck: usize,
 }
 
 /// A stage of windows.
@@ -216,4 +284,33 @@ pub struct WindowStageSpec {
     pub heads: usize,
     /// What each state goes through after attention.
     pub mlp: MlpSpec,
+}
+
+/// Convolutions whose results are added to what came in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResidualNetSpec {
+    /// Channels of the image.
+    pub channels: usize,
+    /// Channels of what the first stage is given, in a quarter of the image's height and width.
+    pub stem: usize,
+    /// The stages, each but the first with half the height and width of the one before.
+    pub stages: Vec<StageSpec>,
+    /// Whether the first has half the height and width of what it is given, too.
+    pub halved_first: bool,
+    /// The blocks.
+    pub block: ResidualBlock,
+    /// What the stem's states and the sums go through.
+    pub activation: Activation,
+}
+
+/// What a block computes before it is added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResidualBlock {
+    /// Two convolutions.
+    Basic,
+    /// Three, of which that in the middle has a quarter of the channels.
+    Bottleneck {
+        /// Whether the first halves height and width where they are halved, not the second.
+        halved_early: bool,
+    },
 }

@@ -6,7 +6,9 @@ use crate::arch::decoder::activation;
 use crate::arch::{Arch, Class, HeadKind, HuggingFace, ImageHead};
 use crate::config::Config;
 use crate::rules::Rule;
-use crate::spec::vision::{BackboneSpec, DepthwiseSpec, ImageSize, PatchSpec, PoolOf, PoolSpec, StageSpec};
+use crate::spec::vision::{
+    BackboneSpec, DepthwiseSpec, ImageSize, PatchSpec, PoolOf, PoolSpec, StageSpec, StatesShape,
+};
 use crate::spec::{NormSpec, Spec};
 
 /// The model type.
@@ -71,6 +73,6 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     let eps = config.optional_number("layer_norm_eps")?.unwrap_or(1e-12);
     let pool = PoolSpec { of: PoolOf::Places, norm: Some(NormSpec::layer(eps)), dense: None };
     let stages = Some((Some(stem_norm), depths.len()));
-    let heads = Heads { states: (Some(pool.clone()), true), labels: pool, side: None, stages };
+    let heads = Heads { states: (Some(pool.clone()), StatesShape::Map), labels: pool, side: None, stages };
     heads.model(config, kind, BackboneSpec::Depthwise(backbone))
 }

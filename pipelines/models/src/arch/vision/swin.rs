@@ -6,7 +6,9 @@ use crate::arch::decoder::activation;
 use crate::arch::{Arch, Class, HeadKind, HuggingFace, ImageHead, unsupported};
 use crate::config::Config;
 use crate::rules::Rule;
-use crate::spec::vision::{BackboneSpec, ImageSize, PatchSpec, PoolOf, PoolSpec, WindowStageSpec, WindowsSpec};
+use crate::spec::vision::{
+    BackboneSpec, ImageSize, PatchSpec, PoolOf, PoolSpec, StatesShape, WindowStageSpec, WindowsSpec,
+};
 use crate::spec::{MlpSpec, NormSpec, Spec};
 
 /// The model type.
@@ -92,7 +94,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     };
     let pool = PoolSpec::plain(PoolOf::Places);
     let heads = Heads {
-        states: (Some(pool.clone()), false),
+        states: (Some(pool.clone()), StatesShape::Sequence),
         labels: pool,
         side: Some(config.optional_size("encoder_stride")?.unwrap_or(32)),
         stages: Some((Some(plain), depths.len())),

@@ -6,7 +6,7 @@ use crate::arch::decoder::{activation, sequential};
 use crate::arch::{Arch, Class, HeadKind, HuggingFace, ImageHead};
 use crate::config::Config;
 use crate::rules::Rule;
-use crate::spec::vision::{BackboneSpec, ImageSize, PatchSpec, PatchesSpec, PoolOf, PoolSpec};
+use crate::spec::vision::{BackboneSpec, ImageSize, PatchSpec, PatchesSpec, PoolOf, PoolSpec, StatesShape};
 use crate::spec::{Activation, MlpSpec, NormSpec, Spec};
 
 /// The model type.
@@ -64,7 +64,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     let pooled_by = if config.has("pooler_act") { activation(config, "pooler_act", "tanh")? } else { Activation::Tanh };
     let first = PoolSpec::plain(PoolOf::First);
     let heads = Heads {
-        states: (Some(PoolSpec { dense: Some((pooled, pooled_by)), ..first.clone() }), false),
+        states: (Some(PoolSpec { dense: Some((pooled, pooled_by)), ..first.clone() }), StatesShape::Sequence),
         labels: first,
         side: Some(config.optional_size("encoder_stride")?.unwrap_or(16)),
         stages: None,

@@ -153,6 +153,7 @@ fn writer(config: &Config) -> Result<WriterSpec, ModelError> {
         activation: activation(config, "hidden_act", "gelu")?,
         norm: NormSpec::layer(config.optional_number("layer_norm_eps")?.unwrap_or(1e-12)),
         tied: config.truth_or("tie_word_embeddings", true)?,
+        padding: config.optional_integer("pad_token_id")?.unwrap_or(0),
         first: config.optional_integer("bos_token_id")?.unwrap_or(30_522),
     })
 }
