@@ -18,4 +18,4 @@ mod text;
 mod tokenizer;
 
 pub use error::PipelineError;
-pub use pipeline::{Cost, LoadOptions, Pipeline, StepPlan, arithmetic, load};
+pub use pipeline::{Cost, LoadOptions, Pipeline, StepPlan, arithmetic, load, tasks};

@@ -85,7 +85,12 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
     let index = weights::index(&*files)?;
     let described = arch::describe(&*files, &index)?;
     let (head, class) = (described.head, described.class);
-    let tasks = tasks(head, class)?;
+    let tasks = tasks(head);
+    if tasks.is_empty() {
+        let supported = Task::ALL.map(Task::name).join(", ");
+        let what = "a task for the class".into();
+        return Err(ModelError::Unsupported { what, found: class.into(), supported }.into());
+    }
     let bytes = index.bytes();
     if let Some(allowed_bytes) = options.memory_bytes.filter(|&allowed| allowed < bytes) {
         return Err(ModelError::OutOfMemory { needed_bytes: bytes, allowed_bytes }.into());
@@ -111,9 +116,9 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
     Ok(Box::new(TaskPipeline::new(model, head, bytes)))
 }
 
-/// The tasks that a head is for.
-fn tasks(head: HeadKind, class: &str) -> Result<&'static [Task], ModelError> {
-    Ok(match head {
+/// The tasks that a head is for; none for a part of something larger.
+pub fn tasks(head: HeadKind) -> &'static [Task] {
+    match head {
         HeadKind::NextToken => &[Task::TextGeneration],
         HeadKind::States => &[Task::FeatureExtraction, Task::Embedding],
         HeadKind::MaskedToken => &[Task::FillMask],
@@ -121,13 +126,6 @@ fn tasks(head: HeadKind, class: &str) -> Result<&'static [Task], ModelError> {
         HeadKind::TokenLabels => &[Task::TokenClassification],
         HeadKind::Span => &[Task::QuestionAnswering],
         HeadKind::Image(arch::ImageHead::Labels) => &[Task::ImageClassification],
-        _ => {
-            let supported = Task::ALL.map(Task::name).join(", ");
-            return Err(ModelError::Unsupported {
-                what: "a task for the class".into(),
-                found: class.into(),
-                supported,
-            });
-        }
-    })
+        _ => &[],
+    }
 }

@@ -27,9 +27,57 @@ use crate::config::Config;
 use crate::rules::{Rule, Rules};
 use crate::spec::{HeadSpec, LogitsSpec, Spec};
 
+/// Kinds of models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Architecture {
+    /// Reads a text, a series or a state both ways.
+    EncoderOnly,
+    /// Writes token after token.
+    DecoderOnly,
+    /// Reads one text and writes another.
+    EncoderDecoder,
+    /// Sees pictures.
+    Vision,
+    /// Writes about pictures.
+    VisionEncoderTextDecoder,
+    /// Hears, or makes sounds.
+    Speech,
+    /// Takes several kinds of input together.
+    Multimodal,
+    /// Makes pictures of noise, step by step.
+    Diffusion,
+    /// Asks a few of many experts at each token.
+    MixtureOfExperts,
+    /// Carries a state of fixed size instead of keys and values.
+    StateSpace,
+    /// Looks up what it writes from.
+    Rag,
+}
+
+impl Architecture {
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EncoderOnly => "encoder-only",
+            Self::DecoderOnly => "decoder-only",
+            Self::EncoderDecoder => "encoder-decoder",
+            Self::Vision => "vision",
+            Self::VisionEncoderTextDecoder => "vision-encoder-text-decoder",
+            Self::Speech => "speech",
+            Self::Multimodal => "multimodal",
+            Self::Diffusion => "diffusion",
+            Self::MixtureOfExperts => "mixture-of-experts",
+            Self::StateSpace => "state-space",
+            Self::Rag => "rag",
+        }
+    }
+}
+
 /// A model type in one or both formats.
 #[derive(Debug)]
 pub struct Arch {
+    /// What kind it is.
+    pub architecture: Architecture,
     /// As Hugging Face names it.
     pub hugging_face: HuggingFace,
     /// As GGUF files name it, where they do.

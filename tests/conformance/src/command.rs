@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use crate::case::Case;
 use crate::runtime::Runtime;
 use crate::{Report, Runner, Use, Verdict, run};
+use accel_models::arch;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
@@ -72,22 +73,33 @@ pub fn main() -> Result<ExitCode> {
         }
     }
     ensure!(!reports.is_empty(), "{}: no cases of these types", arguments.cases.display());
-    let mut totals: BTreeMap<&str, [usize; 4]> = BTreeMap::new();
+    let (mut totals, mut architectures) = (Totals::new(), Totals::new());
     for report in &reports {
         totals.entry(&report.model_type).or_default()[column(&report.verdict)] += 1;
+        architectures.entry(architecture(&report.model_type)).or_default()[column(&report.verdict)] += 1;
     }
     let sum = |column: usize| totals.values().map(|counts| counts[column]).sum::<usize>();
     if arguments.json {
-        println!("{}", serde_json::json!({ "cases": reports, "columns": COLUMNS, "types": totals }));
+        println!("{}", serde_json::json!({ "cases": reports, "columns": COLUMNS, "types": totals, "architectures": architectures }));
     } else {
-        println!("\n{:40} {:>6} {:>6} {:>12} {:>16}", "model type", COLUMNS[0], COLUMNS[1], COLUMNS[2], COLUMNS[3]);
-        let all = [("all", [sum(0), sum(1), sum(2), sum(3)])];
-        for (name, counts) in totals.iter().map(|(name, counts)| (*name, *counts)).chain(all) {
-            let [pass, fail, unsupported, wrong] = counts;
-            println!("{name:40} {pass:>6} {fail:>6} {unsupported:>12} {wrong:>16}");
+        let all = Totals::from([("all", [sum(0), sum(1), sum(2), sum(3)])]);
+        for (of, totals) in [("model type", &totals), ("architecture", &architectures), ("", &all)] {
+            println!("\n{of:40} {:>6} {:>6} {:>12} {:>16}", COLUMNS[0], COLUMNS[1], COLUMNS[2], COLUMNS[3]);
+            for (name, [pass, fail, unsupported, wrong]) in totals {
+                println!("{name:40} {pass:>6} {fail:>6} {unsupported:>12} {wrong:>16}");
+            }
         }
     }
     Ok(if sum(1) == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// How many cases came to which verdict.
+type Totals<'a> = BTreeMap<&'a str, [usize; 4]>;
+
+/// The kind of model that a type is.
+fn architecture(model_type: &str) -> &'static str {
+    let found = arch::ALL.iter().find(|arch| arch.hugging_face.model_type == model_type);
+    found.map_or("not supported", |arch| arch.architecture.name())
 }
 
 const COLUMNS: [&str; 4] = ["pass", "fail", "unsupported", "wrong reference"];

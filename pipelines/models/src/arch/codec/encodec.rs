@@ -1,7 +1,7 @@
 //! EnCodec (`transformers/models/encodec`; <https://arxiv.org/abs/2210.13438>).
 
 use crate::ModelError;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace};
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::codec::{CodecLayerSpec, CodecSpec, ConvolutionNormSpec, PaddedConvolutionSpec, PaddingSpec};
@@ -9,6 +9,7 @@ use crate::spec::{Activation, Spec};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::Speech,
     hugging_face: HuggingFace {
         model_type: "encodec",
         classes: &[Class { name: "EncodecModel", head: HeadKind::States, base: "" }],

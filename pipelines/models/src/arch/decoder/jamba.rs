@@ -4,7 +4,7 @@
 use super::mamba::{expanded, step_rank};
 use super::{Parts, activation, layers, llama};
 use crate::ModelError;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace, decoder_head};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, decoder_head};
 use crate::config::{Config, ConfigError};
 use crate::rules::Rule;
 use crate::spec::{
@@ -14,6 +14,7 @@ use crate::spec::{
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::StateSpace,
     hugging_face: HuggingFace { model_type: "jamba", classes: CLASSES, spec, stack: STACK, heads: llama::HEADS },
     gguf: None,
 };

@@ -4,7 +4,7 @@ use accel_backends::weights::TensorIndex;
 
 use super::{Parts, activation, heads, layers, sequential};
 use crate::ModelError;
-use crate::arch::{Arch, Class, Gguf, HeadKind, HuggingFace, decoder_head, rope};
+use crate::arch::{Arch, Architecture, Class, Gguf, HeadKind, HuggingFace, decoder_head, rope};
 use crate::config::Config;
 use crate::rules::{Rule, Rules};
 use crate::spec::{
@@ -14,6 +14,7 @@ use crate::spec::{
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::DecoderOnly,
     hugging_face: HuggingFace { model_type: "llama", classes: CLASSES, spec, stack: STACK, heads: HEADS },
     gguf: Some(Gguf {
         architecture: "llama",

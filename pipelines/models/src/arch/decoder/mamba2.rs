@@ -3,13 +3,14 @@
 use super::mamba::{CONTEXT, HEADS, expanded, mixer_alone};
 use super::{Parts, activation, layers};
 use crate::ModelError;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace, decoder_head};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, decoder_head};
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::{BiasSpec, EmbedSpec, LogitsSpec, Mamba2Spec, MixerSpec, NormSpec, Spec};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::StateSpace,
     hugging_face: HuggingFace { model_type: "mamba2", classes: CLASSES, spec, stack: STACK, heads: HEADS },
     gguf: None,
 };

@@ -4,12 +4,13 @@
 
 use super::llama;
 use crate::ModelError;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace};
 use crate::config::Config;
 use crate::spec::Spec;
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::DecoderOnly,
     hugging_face: HuggingFace {
         model_type: "mistral",
         classes: CLASSES,

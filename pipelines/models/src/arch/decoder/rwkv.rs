@@ -2,7 +2,7 @@
 
 use super::{Parts, layers};
 use crate::ModelError;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace, decoder_head};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, decoder_head};
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::{
@@ -12,6 +12,7 @@ use crate::spec::{
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::StateSpace,
     hugging_face: HuggingFace { model_type: "rwkv", classes: CLASSES, spec, stack: STACK, heads: HEADS },
     gguf: None,
 };

@@ -4,7 +4,7 @@ use super::{attention, backbone, detr, places};
 use crate::ModelError;
 use crate::arch::decoder::activation;
 use crate::arch::vision::layers;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace, ImageHead, labels, no_such_head, unsupported};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, ImageHead, labels, no_such_head, unsupported};
 use crate::config::Config;
 use crate::rules::{Rule, joined};
 use crate::spec::detection::{DeformableBegin, DeformableHead, DeformableSpec, FinderSpec, LooksSpec};
@@ -12,6 +12,7 @@ use crate::spec::{MlpSpec, NormSpec, Spec};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::Vision,
     hugging_face: HuggingFace { model_type: "deformable_detr", classes: CLASSES, spec, stack: STACK, heads: HEADS },
     gguf: None,
 };

@@ -3,7 +3,7 @@
 use super::LAYERS;
 use crate::ModelError;
 use crate::arch::decoder::layers;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace};
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::dit::{DitSpec, ImageTokensSpec, JointLayerSpec};
@@ -11,6 +11,7 @@ use crate::spec::{NormSpec, Spec};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::Diffusion,
     hugging_face: HuggingFace {
         model_type: "diffusers-flux",
         classes: &[Class { name: "FluxTransformer2DModel", head: HeadKind::States, base: "" }],

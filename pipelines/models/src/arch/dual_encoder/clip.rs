@@ -3,7 +3,7 @@
 use crate::ModelError;
 use crate::arch::decoder::{activation, sequential};
 use crate::arch::vision::{attention, layers, patch_stack};
-use crate::arch::{Arch, Class, HeadKind, HuggingFace, ImageHead, labels, no_such_head};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, ImageHead, labels, no_such_head};
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::dual_encoder::{DualEncoderSpec, ImageSpec, TextPoolOf, TextPoolSpec, TextSpec};
@@ -12,6 +12,7 @@ use crate::spec::{EmbedSpec, MlpSpec, NormSpec, PositionSpec, Spec, StackSpec};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::Multimodal,
     hugging_face: HuggingFace {
         model_type: "clip",
         classes: &[
@@ -27,6 +28,7 @@ pub const ARCH: Arch = Arch {
 
 /// The model type of the half that reads.
 pub const TEXT: Arch = Arch {
+    architecture: Architecture::EncoderOnly,
     hugging_face: HuggingFace {
         model_type: "clip_text_model",
         classes: &[
@@ -46,6 +48,7 @@ pub const TEXT: Arch = Arch {
 
 /// The model type of the half that sees.
 pub const VISION: Arch = Arch {
+    architecture: Architecture::Vision,
     hugging_face: HuggingFace {
         model_type: "clip_vision_model",
         classes: &[

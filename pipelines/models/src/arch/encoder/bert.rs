@@ -3,7 +3,7 @@
 use super::encoder_head;
 use crate::ModelError;
 use crate::arch::decoder::{activation, layers};
-use crate::arch::{Arch, Class, HeadKind, HuggingFace};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace};
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::encoder::{EncoderHead, EncoderSpec, TokensSpec, Whole};
@@ -14,6 +14,7 @@ use crate::spec::{
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::EncoderOnly,
     hugging_face: HuggingFace { model_type: "bert", classes: CLASSES, spec, stack: STACK, heads: HEADS },
     gguf: None,
 };

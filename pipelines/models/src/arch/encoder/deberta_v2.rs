@@ -3,7 +3,7 @@
 use super::encoder_head;
 use crate::ModelError;
 use crate::arch::decoder::{activation, layers};
-use crate::arch::{Arch, Class, HeadKind, HuggingFace};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace};
 use crate::config::{Config, ConfigError};
 use crate::rules::Rule;
 use crate::spec::encoder::{EncoderSpec, TokensSpec, Whole};
@@ -15,6 +15,7 @@ use crate::spec::{
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::EncoderOnly,
     hugging_face: HuggingFace { model_type: "deberta-v2", classes: CLASSES, spec, stack: STACK, heads: HEADS },
     gguf: None,
 };

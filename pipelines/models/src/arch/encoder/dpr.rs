@@ -2,7 +2,7 @@
 
 use super::bert;
 use crate::ModelError;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace};
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::Spec;
@@ -10,6 +10,7 @@ use crate::spec::encoder::{EncoderHead, EncoderSpec};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::EncoderOnly,
     hugging_face: HuggingFace { model_type: "dpr", classes: CLASSES, spec, stack: bert::STACK, heads: HEADS },
     gguf: None,
 };

@@ -2,7 +2,7 @@
 
 use crate::ModelError;
 use crate::arch::decoder::{activation, layers};
-use crate::arch::{Arch, Class, HeadKind, HuggingFace, decoder_head, labels, no_such_head};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, decoder_head, labels, no_such_head};
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::encoder_decoder::{EncoderDecoderHead, EncoderDecoderSpec, SourceSpec};
@@ -13,6 +13,7 @@ use crate::spec::{
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::EncoderDecoder,
     hugging_face: HuggingFace { model_type: "bart", classes: CLASSES, spec, stack: STACK, heads: HEADS },
     gguf: None,
 };

@@ -3,13 +3,14 @@
 use super::t5;
 use crate::ModelError;
 use crate::arch::decoder::activation;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace};
 use crate::config::Config;
 use crate::rules::{Rule, joined};
 use crate::spec::{FfnSpec, MlpSpec, MoeSpec, RouterScores, RouterSpec, Spec};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::MixtureOfExperts,
     hugging_face: HuggingFace {
         model_type: "switch_transformers",
         classes: CLASSES,

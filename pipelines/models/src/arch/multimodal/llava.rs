@@ -3,7 +3,7 @@
 
 use crate::ModelError;
 use crate::arch::decoder::activation;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace, unsupported, within};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, unsupported, within};
 use crate::config::{Config, ConfigError};
 use crate::rules::{Rule, Rules};
 use crate::spec::multimodal::{ConnectorSpec, ImagesSpec, MultimodalSpec};
@@ -12,6 +12,7 @@ use crate::spec::{HeadSpec, LogitsSpec, PartSpec, Spec};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::Multimodal,
     hugging_face: HuggingFace { model_type: "llava", classes: CLASSES, spec, stack: STACK, heads: &[] },
     gguf: None,
 };

@@ -3,7 +3,7 @@
 use crate::ModelError;
 use crate::arch::decoder::{activation, layers, llama, sequential};
 use crate::arch::vision::patch_stack;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace, rope, unsupported};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, rope, unsupported};
 use crate::config::Config;
 use crate::rules::{Rule, Rules};
 use crate::spec::multimodal::{ConnectorSpec, GridSpec, ImagesSpec, MultimodalSpec};
@@ -14,6 +14,7 @@ use crate::spec::{
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::Multimodal,
     hugging_face: HuggingFace { model_type: "qwen2_vl", classes: CLASSES, spec, stack: STACK, heads: &[] },
     gguf: None,
 };

@@ -5,7 +5,7 @@
 //! token by token.
 
 use crate::ModelError;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace, unsupported, within};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, unsupported, within};
 use crate::config::Config;
 use crate::rules::Rules;
 use crate::spec::encoder::EncoderHead;
@@ -14,6 +14,7 @@ use crate::spec::{PartSpec, Spec};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::Rag,
     hugging_face: HuggingFace { model_type: "rag", classes: CLASSES, spec, stack: &[], heads: &[] },
     gguf: None,
 };

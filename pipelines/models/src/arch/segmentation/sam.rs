@@ -3,7 +3,7 @@
 use crate::ModelError;
 use crate::arch::decoder::activation;
 use crate::arch::vision::layers;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace, ImageHead, no_such_head};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, ImageHead, no_such_head};
 use crate::config::{Config, ConfigError};
 use crate::rules::Rule;
 use crate::spec::segmentation::{PerceptronSpec, PromptSpec, SegmentationSpec};
@@ -15,6 +15,7 @@ use crate::spec::{AttentionSpec, MlpSpec, NormSpec, Spec};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::Vision,
     hugging_face: HuggingFace {
         model_type: "sam",
         classes: &[Class { name: "SamModel", head: HeadKind::Image(ImageHead::Prompted), base: "" }],
@@ -27,6 +28,7 @@ pub const ARCH: Arch = Arch {
 
 /// The model type of what sees images.
 pub const VISION: Arch = Arch {
+    architecture: Architecture::Vision,
     hugging_face: HuggingFace {
         model_type: "sam_vision_model",
         classes: &[Class { name: "SamVisionModel", head: HeadKind::States, base: "" }],

@@ -2,7 +2,7 @@
 
 use super::{HEADS, STACK, speech};
 use crate::ModelError;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace};
 use crate::config::Config;
 use crate::rules::{Rule, joined};
 use crate::spec::Spec;
@@ -10,6 +10,7 @@ use crate::spec::speech::SpeechHead;
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::Speech,
     hugging_face: HuggingFace { model_type: "sew", classes: CLASSES, spec, stack: &RULES, heads: HEADS },
     gguf: None,
 };

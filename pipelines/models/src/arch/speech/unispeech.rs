@@ -2,13 +2,14 @@
 
 use super::{HEADS, STACK, speech};
 use crate::ModelError;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace};
 use crate::config::Config;
 use crate::spec::Spec;
 use crate::spec::speech::SpeechHead;
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::Speech,
     hugging_face: HuggingFace { model_type: "unispeech", classes: CLASSES, spec, stack: STACK, heads: HEADS },
     gguf: None,
 };

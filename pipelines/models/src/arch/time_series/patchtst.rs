@@ -2,7 +2,7 @@
 
 use crate::ModelError;
 use crate::arch::decoder::{activation, layers};
-use crate::arch::{Arch, Class, HeadKind, HuggingFace, no_such_head};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, no_such_head};
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::time_series::{
@@ -13,6 +13,7 @@ use crate::spec::{AttentionSpec, MlpSpec, NormSpec, Spec};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::EncoderOnly,
     hugging_face: HuggingFace { model_type: "patchtst", classes: CLASSES, spec, stack: STACK, heads: HEADS },
     gguf: None,
 };

@@ -4,13 +4,14 @@
 use super::{BLOCKS, Blocks, UNET, blocks};
 use crate::ModelError;
 use crate::arch::decoder::activation;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace};
 use crate::config::Config;
 use crate::spec::unet::{AdditionSpec, ClassSpec, MomentSpec, SourceSpec, TimeEmbedSpec, UnetSpec, WavesSpec};
 use crate::spec::{Activation, Spec};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::Diffusion,
     hugging_face: HuggingFace {
         model_type: "diffusers-unet2d-condition",
         classes: &[Class { name: "UNet2DConditionModel", head: HeadKind::States, base: "" }],

@@ -4,13 +4,14 @@
 use super::{HALVES, halves};
 use crate::ModelError;
 use crate::arch::unet::BLOCKS;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace};
 use crate::config::Config;
 use crate::spec::Spec;
 use crate::spec::vae::VaeSpec;
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::Diffusion,
     hugging_face: HuggingFace {
         model_type: "diffusers-autoencoder-kl",
         classes: &[Class { name: "AutoencoderKL", head: HeadKind::States, base: "" }],

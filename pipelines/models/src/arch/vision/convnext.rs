@@ -3,7 +3,7 @@
 use super::Heads;
 use crate::ModelError;
 use crate::arch::decoder::activation;
-use crate::arch::{Arch, Class, HeadKind, HuggingFace, ImageHead};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, ImageHead};
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::vision::{
@@ -13,6 +13,7 @@ use crate::spec::{NormSpec, Spec};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::Vision,
     hugging_face: HuggingFace { model_type: "convnext", classes: CLASSES, spec, stack: STACK, heads: HEADS },
     gguf: None,
 };

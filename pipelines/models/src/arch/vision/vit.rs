@@ -3,7 +3,7 @@
 use super::{Heads, attention, layers, patch_stack};
 use crate::ModelError;
 use crate::arch::decoder::{activation, sequential};
-use crate::arch::{Arch, Class, HeadKind, HuggingFace, ImageHead};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, ImageHead};
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::vision::{BackboneSpec, ImageSize, PatchSpec, PatchesSpec, PoolOf, PoolSpec, StatesShape};
@@ -11,6 +11,7 @@ use crate::spec::{Activation, MlpSpec, NormSpec, Spec};
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::Vision,
     hugging_face: HuggingFace { model_type: "vit", classes: CLASSES, spec, stack: STACK, heads: HEADS },
     gguf: None,
 };

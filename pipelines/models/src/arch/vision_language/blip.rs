@@ -3,7 +3,7 @@
 use crate::ModelError;
 use crate::arch::decoder::{activation, sequential};
 use crate::arch::vision::{attention, layers, patch_stack};
-use crate::arch::{Arch, Class, HeadKind, HuggingFace, ImageHead, no_such_head, unsupported};
+use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, ImageHead, no_such_head, unsupported};
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::dual_encoder::{DualEncoderSpec, ImageSpec, TextPoolOf, TextPoolSpec, TextSpec};
@@ -16,6 +16,7 @@ use crate::spec::{
 
 /// The model type.
 pub const ARCH: Arch = Arch {
+    architecture: Architecture::VisionEncoderTextDecoder,
     hugging_face: HuggingFace { model_type: "blip", classes: CLASSES, spec, stack: STACK, heads: &[] },
     gguf: None,
 };
