@@ -40,7 +40,7 @@ fn by_deviation(config: &Config) -> Result<ScalingSpec, ModelError> {
 }
 
 /// Patches that pretraining hides, where they are no matter of chance.
-fn hidden_patches(config: &Config, patches: usize) -> Result<Option<HiddenPatchesSpec>, ModelError> {
+fn hidden_patches(config: &Config, channels: usize, patches: usize) -> Result<Option<HiddenPatchesSpec>, ModelError> {
     match config.optional_text("mask_type")?.as_deref() {
         None | Some("random") => {
             let ratio = config.optional_number("random_mask_ratio")?.unwrap_or(0.5);
@@ -54,7 +54,11 @@ fn hidden_patches(config: &Config, patches: usize) -> Result<Option<HiddenPatche
         Some("forecast") => match config.optional_sizes("num_forecast_mask_patches")?.unwrap_or_else(|| vec![2])[..] {
             [last] if last < patches => {
                 let value = config.optional_number("mask_value")?.unwrap_or(0.0) as f32;
-                Ok(Some(HiddenPatchesSpec { last, seen: config.places("unmasked_channel_indices")?, value }))
+                let seen = config.places("unmasked_channel_indices")?;
+                if seen.iter().any(|&channel| channel >= channels) {
+                    return Err(config.wrong("unmasked_channel_indices", format!("numbers below {channels}")).into());
+                }
+                Ok(Some(HiddenPatchesSpec { last, seen, value }))
             }
             _ => {
                 let expected = format!("one number below {patches}, as the reference chooses among several by chance");

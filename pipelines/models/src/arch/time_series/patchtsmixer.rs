@@ -105,7 +105,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         scaling,
         patches,
         observed: (!whole).then_some("observed_mask"),
-        hidden_patches: if hides { hidden_patches(config, patches.count)? } else { None },
+        hidden_patches: if hides { hidden_patches(config, channels, patches.count)? } else { None },
         hidden,
         shared_embedding: true,
         positions: config.truth_or("use_positional_encoding", false)?,

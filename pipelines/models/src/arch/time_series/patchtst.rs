@@ -81,7 +81,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         HeadKind::States => config.truth_or("do_mask_input", false)?,
         _ => false,
     };
-    let hidden_patches = if hides { hidden_patches(config, patches.count)? } else { None };
+    let hidden_patches = if hides { hidden_patches(config, channels, patches.count)? } else { None };
     Ok(Spec::TimeSeries(Box::new(TimeSeriesSpec {
         length,
         channels,
