@@ -97,7 +97,11 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
     }
     let engine = Engine::cpu(options.threads).map_err(PipelineError::Engine)?;
     let tokenizer = |files| Tokenizer::load(files, index.gguf());
-    let model = || Model::load(&Loader::new(&*files, &index, described.rules, &engine), described.spec);
+    let model = || {
+        let loader = Loader::new(&*files, &index, described.rules, &engine);
+        let model = Model::load(&loader, described.spec)?;
+        loader.finish().map(|()| model)
+    };
     if tasks == [Task::ImageClassification] {
         let head = ImageHead::read(&*files, engine.clone())?;
         return Ok(Box::new(TaskPipeline::new(model()?, head, bytes)));

@@ -230,6 +230,7 @@ pub const ALL: &[&Arch] = &[
     &speech::unispeech_sat::ARCH,
     &speech::wav2vec2::ARCH,
     &speech::wavlm::ARCH,
+    &time_series::patchtsmixer::ARCH,
     &time_series::patchtst::ARCH,
     &unet::unet2d_condition::ARCH,
     &vae::autoencoder_kl::ARCH,

@@ -47,6 +47,14 @@ pub enum ModelError {
         /// The name in the file.
         from: String,
     },
+    /// A tensor is there that the configuration does not call for.
+    #[error(
+        "{name}: the configuration calls for no such tensor, and the file has it: one of the two is another model's"
+    )]
+    LeftOver {
+        /// The name in the file.
+        name: String,
+    },
     /// A tensor has another shape than the configuration calls for.
     #[error("{name}: expected {expected:?}, found {found:?}")]
     TensorShape {

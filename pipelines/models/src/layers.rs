@@ -40,6 +40,8 @@ pub mod resnet;
 pub mod rope;
 pub mod rwkv;
 pub mod series_layer;
+pub mod series_mixer;
+pub mod series_norm;
 pub mod series_scale;
 pub mod sound;
 pub mod summary;

@@ -1,6 +1,7 @@
 //! Where the weights of a model lie in its files: rules as data, and the loader that follows them.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use accel_backends::files::ModelFiles;
 use accel_backends::tensor::{Engine, Linear, Tensor, Weight};
@@ -103,12 +104,14 @@ pub struct Loader<'a> {
     pub engine: &'a Engine,
     /// What the names of this part of the model begin with; empty for the whole.
     pub part: String,
+    /// What has been read, by its name in the files; all parts share it.
+    read: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl<'a> Loader<'a> {
     /// A loader of a whole model.
     pub fn new(files: &'a dyn ModelFiles, index: &'a TensorIndex, rules: Rules, engine: &'a Engine) -> Self {
-        Self { files, index, rules, engine, part: String::new() }
+        Self { files, index, rules, engine, part: String::new(), read: Arc::default() }
     }
 
     /// The loader of a part: its names begin with `name` and a dot.
@@ -126,6 +129,28 @@ impl<'a> Loader<'a> {
         let there = |rules: &&Rules| self.index.iter().any(|tensor| begins(rules, &tensor.name));
         let rules = rules.iter().find(there).or(rules.first()).copied().unwrap_or(self.rules);
         Self { rules, part: String::new(), ..self.clone() }
+    }
+
+    /// Refuses a file that has more of a part that is numbered than was read: a layer or an expert beyond those of the
+    /// configuration, or a bias where it has none. Without them the model would be another than the file's.
+    ///
+    /// What else is left over says nothing: checkpoints hold heads of other classes, and buffers.
+    ///
+    /// # Errors
+    ///
+    /// When there is such a tensor.
+    pub fn finish(&self) -> Result<(), ModelError> {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let Rules { prefix, base, stack, .. } = self.rules;
+        let numbered = stack.iter().filter(|rule| rule.from.contains("{}") && !rule.from.ends_with('.'));
+        // A rule, read backwards, tells the names in the file.
+        let numbered: Vec<_> = numbered.map(|rule| Rule { to: rule.from, from: rule.to, how: rule.how }).collect();
+        let of_stack = |name: &str| {
+            let name = name.strip_prefix(prefix).and_then(|name| name.strip_prefix(base));
+            name.is_some_and(|name| numbered.iter().any(|rule| rename(rule, name).is_some()))
+        };
+        let left = self.index.iter().find(|tensor| !read.contains(&tensor.name) && of_stack(&tensor.name));
+        left.map_or(Ok(()), |tensor| Err(ModelError::LeftOver { name: tensor.name.clone() }))
     }
 
     /// The full name of something in this part, for errors.
@@ -239,6 +264,7 @@ impl<'a> Loader<'a> {
     fn read(&self, name: &str, tensor: &TensorInfo, how: How) -> Result<Tensor, ModelError> {
         let at = || ModelError::at(self.name(name));
         let bytes = read_tensor(self.files, tensor)?;
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(tensor.name.clone());
         let weight = Weight::new(&tensor.name, tensor.dtype, &tensor.dims, bytes).map_err(at())?;
         let stored = Tensor::stored(self.engine, Arc::new(weight));
         // Vectors are small and go through operations that want floats.

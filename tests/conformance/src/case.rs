@@ -20,6 +20,8 @@ pub struct Case {
     pub name: String,
     /// The `model_type` of its configuration.
     pub model_type: String,
+    /// The class that answered.
+    pub class: String,
     /// The library that answered.
     pub library: String,
     /// How it was asked, where that was no plain forward call.

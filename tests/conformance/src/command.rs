@@ -80,7 +80,10 @@ pub fn main() -> Result<ExitCode> {
     }
     let sum = |column: usize| totals.values().map(|counts| counts[column]).sum::<usize>();
     if arguments.json {
-        println!("{}", serde_json::json!({ "cases": reports, "columns": COLUMNS, "types": totals, "architectures": architectures }));
+        println!(
+            "{}",
+            serde_json::json!({ "cases": reports, "columns": COLUMNS, "types": totals, "architectures": architectures })
+        );
     } else {
         let all = Totals::from([("all", [sum(0), sum(1), sum(2), sum(3)])]);
         for (of, totals) in [("model type", &totals), ("architecture", &architectures), ("", &all)] {

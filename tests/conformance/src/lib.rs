@@ -128,7 +128,9 @@ fn answers(case: &Case, runner: &Runner<'_>) -> Result<BTreeMap<String, Stored>>
     let index = weights::index(&files)?;
     let description = arch::describe(&files, &index)?;
     let engine = Engine::cpu(1)?;
-    let model = Model::load(&Loader::new(&files, &index, description.rules, &engine), description.spec)?;
+    let loader = Loader::new(&files, &index, description.rules, &engine);
+    let model = Model::load(&loader, description.spec)?;
+    loader.finish()?;
     let mut answers = BTreeMap::new();
     for (name, array) in match how {
         Use::Eager => eager(&model, case, &engine)?,
@@ -178,10 +180,8 @@ fn recorded(model: &Model, case: &Case, engine: &Engine) -> Result<(Graph, HashM
     let mut asked = inputs(case, engine, |_| true)?;
     for input in case.inputs.iter().filter(|input| !input.name.contains("mask")) {
         let known = case.input(engine, input)?;
-        // An output may have an input's name, and a graph tells them apart by it.
-        let name = format!("in.{}", input.name);
-        let tensor = recorder.input(engine, &name, known.kind(), known.dims());
-        given.insert(name, Array::of(&known)?);
+        let tensor = recorder.input(engine, &input.name, known.kind(), known.dims());
+        given.insert(input.name.clone(), Array::of(&known)?);
         asked.insert_recorded(&input.name, tensor, known);
     }
     Ok((recorder.finish(&model.forward(&asked)?)?, given))

@@ -39,14 +39,25 @@ fn page() -> String {
         types.sort_by_key(|of| of.model_type);
         write!(page, "\n## {}\n\n| type | tasks | classes |\n|---|---|---|\n", kind.name()).unwrap();
         for of in types {
-            let tasks: BTreeSet<&str> = of.classes.iter().flat_map(|class| accel_pipelines::tasks(class.head)).map(|task| task.name()).collect();
+            let tasks: BTreeSet<&str> = of
+                .classes
+                .iter()
+                .flat_map(|class| accel_pipelines::tasks(class.head))
+                .map(|task| task.name())
+                .collect();
             let tasks = tasks.into_iter().collect::<Vec<_>>().join(", ");
             let class = |class: &arch::Class| match checked.get(&(of.model_type.to_owned(), class.name.to_owned())) {
                 None => class.name.to_owned(),
                 Some(generates) => format!("**{}**{}", class.name, if *generates { "\u{2020}" } else { "" }),
             };
             let classes = of.classes.iter().map(class).collect::<Vec<_>>().join(", ");
-            writeln!(page, "| {} | {} | {classes} |", of.model_type, if tasks.is_empty() { "\u{2013}" } else { &tasks }).unwrap();
+            writeln!(
+                page,
+                "| {} | {} | {classes} |",
+                of.model_type,
+                if tasks.is_empty() { "\u{2013}" } else { &tasks }
+            )
+            .unwrap();
         }
     }
     page.replace("A class without a mark in this list", "Classes with a case are in bold; another")

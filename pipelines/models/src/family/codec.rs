@@ -76,8 +76,12 @@ impl Codec {
             Some(codes) => {
                 let missing = inputs.number("last_frame_pad_length").map_or(0, |missing| missing as usize);
                 let [count, _, tables, _] = codes.sizes().map_err(at())?;
-                if tables > self.tables.len() || !scales.is_empty() && scales.len() != count {
-                    let expected = format!("pieces of {} codes at most, each with a scale or none", self.tables.len());
+                if codes.kind() != Kind::Whole
+                    || tables > self.tables.len()
+                    || !scales.is_empty() && scales.len() != count
+                {
+                    let expected =
+                        format!("pieces of {} whole codes at most, each with a scale or none", self.tables.len());
                     return Err(ModelError::input("audio_codes", &expected, codes.dims()));
                 }
                 let piece = |number: usize| {
@@ -194,7 +198,7 @@ impl Codec {
                 let codes = piece.codes.narrow(2, 0, places - cut)?;
                 let mut sum: Option<Tensor> = None;
                 for (number, table) in self.tables.iter().enumerate().take(codes.dim(1)?) {
-                    let found = table.gather(0, &codes.at(1, number)?.to_kind(Kind::Whole)?)?;
+                    let found = table.gather(0, &codes.at(1, number)?)?;
                     sum = Some(match sum {
                         Some(sum) => sum.add(&found)?,
                         None => found,

@@ -123,8 +123,11 @@ impl Speech {
             || self.projection.as_ref().map_or_else(|| Ok(features.clone()), |layer| features.linear(layer));
         let mut x = projected().map_err(ModelError::at("projection"))?;
         if let Some(hidden) = hidden.filter(|_| self.spec.hides) {
-            let missing =
-                || ModelError::MissingInput { name: "mask_time_indices: the model's masked_spec_embed".into() };
+            let missing = || ModelError::Unsupported {
+                what: "the input".into(),
+                found: "mask_time_indices".into(),
+                supported: "models that have a vector for features that are hidden".into(),
+            };
             let vector = self.hidden_feature.as_ref().ok_or_else(missing)?;
             let asked = hidden.iter().map(|&hidden| i64::from(hidden)).collect();
             let replaced = || Tensor::whole(x.engine(), asked, &[batch, places, 1])?.select(vector, &x);

@@ -6,10 +6,11 @@ use accel_backends::tensor::{Linear, Tensor, TensorError};
 use crate::ModelError;
 use crate::layers::distribution::Distribution;
 use crate::layers::series_layer::SeriesLayer;
+use crate::layers::series_mixer::SeriesMixer;
 use crate::layers::series_scale::{Scaled, scaled};
 use crate::model::{Inputs, Outputs};
 use crate::rules::Loader;
-use crate::spec::time_series::{DistributionSpec, SeriesHead, SeriesPool, TimeSeriesSpec};
+use crate::spec::time_series::{DistributionSpec, SeriesHead, SeriesLayerSpec, SeriesPool, TimeSeriesSpec};
 
 /// A model of time series with its weights.
 #[derive(Debug)]
@@ -17,18 +18,25 @@ pub struct TimeSeries {
     spec: TimeSeriesSpec,
     embed: Vec<Linear>,
     first: Option<Tensor>,
-    positions: Tensor,
-    layers: Vec<SeriesLayer>,
+    positions: Option<Tensor>,
+    layers: Vec<Layer>,
+    scale: Option<[Linear; 4]>,
     head: Head,
+}
+
+#[derive(Debug)]
+enum Layer {
+    Attention(Box<SeriesLayer>),
+    Mixer(Box<SeriesMixer>),
 }
 
 #[derive(Debug)]
 enum Head {
     States,
     Patches(Linear),
-    Labels(Linear, SeriesPool),
-    Numbers(Distribution, SeriesPool),
-    Forecast(Distribution, SeriesPool),
+    Labels(Linear),
+    Numbers(Distribution),
+    Forecast(Distribution),
 }
 
 /// A series in patches, as the model was given it and as it sees it: `[batch, channels, patches, length]`.
@@ -52,51 +60,69 @@ impl TimeSeries {
                 .map(|channel| loader.linear(&format!("embed.{channel}"), hidden, length, true))
                 .collect::<Result<_, _>>()?,
         };
+        let sizes = [spec.channels, spec.patches.count, hidden];
         let layers = spec.layers.iter().enumerate();
-        let layers =
-            layers.map(|(number, layer)| SeriesLayer::load(loader, &format!("layers.{number}"), layer, hidden));
-        let first = spec.first.then(|| loader.tensor("first", &[1, 1, 1, hidden])).transpose()?;
+        let layers = layers.map(|(number, layer)| Layer::load(loader, &format!("layers.{number}"), layer, sizes));
+        let states = spec.patches.count + usize::from(spec.first);
+        let scale = || {
+            let layer = |name: &str, outputs, inputs| loader.linear(name, outputs, inputs, true);
+            Ok::<_, ModelError>([
+                layer("scale.up", 4, 2)?,
+                layer("scale.down", 2, 4)?,
+                layer("scaled.up", 2 * hidden, hidden + 2)?,
+                layer("scaled.down", hidden, 2 * hidden)?,
+            ])
+        };
         Ok(Self {
             embed,
-            first,
-            positions: loader.tensor("positions", &[spec.patches.count + usize::from(spec.first), hidden])?,
+            first: spec.first.then(|| loader.tensor("first", &[1, 1, 1, hidden])).transpose()?,
+            positions: spec.positions.then(|| loader.tensor("positions", &[states, hidden])).transpose()?,
             layers: layers.collect::<Result<_, _>>()?,
+            scale: spec.told_scale.then(scale).transpose()?,
             head: Head::load(loader, &spec)?,
             spec,
         })
     }
 
     /// Answers what the model's class answers of `past_values`, `[batch, moments, channels]`. What is known of the future
-    /// is accepted, as it is for training, and not looked at.
+    /// is accepted, as it is for training.
     ///
     /// # Errors
     ///
     /// When an input is missing, not supported, or of the wrong shape.
     pub fn answer(&self, inputs: &Inputs) -> Result<Outputs, ModelError> {
         let known = match self.head {
-            Head::Labels(..) | Head::Numbers(..) => "target_values",
-            Head::States | Head::Forecast(..) => "future_values",
+            Head::Labels(_) | Head::Numbers(_) => "target_values",
+            Head::States | Head::Forecast(_) => "future_values",
             Head::Patches(_) => "past_values",
         };
-        inputs.only(&["past_values", "past_observed_mask", known])?;
+        inputs.only(&["past_values", known, self.spec.observed.unwrap_or("past_values")])?;
         let past = inputs.tensor("past_values")?;
         if !matches!(past.dims(), &[_, length, channels] if length == self.spec.length && channels == self.spec.channels)
         {
             let expected = format!("[batch, {}, {}]", self.spec.length, self.spec.channels);
             return Err(ModelError::input("past_values", &expected, past.dims()));
         }
-        let seen = inputs.optional_mask("past_observed_mask")?;
-        if let Some((_, dims)) = seen.as_ref().filter(|(_, dims)| *dims != past.dims()) {
-            return Err(ModelError::input("past_observed_mask", &format!("{:?}", past.dims()), dims));
+        let observed = self.spec.observed.map(|name| inputs.optional_mask(name)).transpose()?.flatten();
+        if let Some((_, dims)) = observed.as_ref().filter(|(_, dims)| *dims != past.dims()) {
+            let name = self.spec.observed.unwrap_or_default();
+            return Err(ModelError::input(name, &format!("{:?}", past.dims()), dims));
         }
-        let seen = seen.map(|(seen, _)| seen);
-        let scaled = scaled(self.spec.scaling, past, seen.as_deref()).map_err(ModelError::at("past_values"))?;
+        let observed = observed.map(|(observed, _)| observed);
+        let scaled = scaled(self.spec.scaling, past, observed.as_deref()).map_err(ModelError::at("past_values"))?;
         let patches = self.patches(&scaled.x).map_err(ModelError::at("patches"))?;
         let mut x = self.embed(&patches.seen).map_err(ModelError::at("embed"))?;
         for layer in &self.layers {
             x = layer.forward(&x)?;
         }
-        self.told(&x, scaled, patches, inputs.optional(known).is_some()).map_err(ModelError::at("head"))
+        if let Some(layers) = &self.scale {
+            x = with_scale(&x, &scaled, layers).map_err(ModelError::at("scale"))?;
+        }
+        let mut all = self.told(&x, scaled, patches, inputs.optional(known).is_some());
+        if let (Ok(all), true) = (&mut all, self.spec.states) {
+            all.push(("last_hidden_state".into(), x));
+        }
+        all.map_err(ModelError::at("head"))
     }
 
     /// x: `[batch, moments, channels]`
@@ -123,8 +149,8 @@ impl TimeSeries {
 
     /// x: `[batch, channels, patches, length]` to `[batch, channels, patches, hidden]`, or one state more.
     fn embed(&self, x: &Tensor) -> Result<Tensor, TensorError> {
-        let [batch, channels, patches, _] = x.sizes()?;
-        let embedded = match self.embed.as_slice() {
+        let [batch, channels, ..] = x.sizes::<4>()?;
+        let mut embedded = match self.embed.as_slice() {
             [shared] if self.spec.shared_embedding => x.linear(shared)?,
             each => {
                 let each = each.iter().enumerate();
@@ -132,55 +158,62 @@ impl TimeSeries {
                 Tensor::stack(&each.collect::<Result<Vec<_>, _>>()?, 1)?
             }
         };
-        let Some(first) = &self.first else { return embedded.add(&self.positions) };
-        let first = first.add(&self.positions.narrow(0, 0, 1)?)?;
-        let first = first.broadcast(&[batch, channels, 1, self.spec.hidden])?;
-        Tensor::concat(&[first, embedded.add(&self.positions.narrow(0, 1, patches)?)?], 2)
+        if let Some(first) = &self.first {
+            let first = first.broadcast(&[batch, channels, 1, self.spec.hidden])?;
+            embedded = Tensor::concat(&[first, embedded], 2)?;
+        }
+        self.positions.as_ref().map_or_else(|| Ok(embedded.clone()), |positions| embedded.add(positions))
     }
 
     /// x: `[batch, channels, states, hidden]`
     fn told(&self, x: &Tensor, scaled: Scaled, patches: Patches, known: bool) -> Result<Outputs, TensorError> {
         let Scaled { location, scale, .. } = scaled;
+        let name = self.spec.answer;
         Ok(match (&self.head, &self.spec.head) {
             (Head::Patches(layer), _) => {
                 let skipped = usize::from(self.spec.first);
                 let states = x.narrow(2, skipped, self.spec.patches.count)?;
-                vec![("prediction_output".into(), states.linear(layer)?)]
+                vec![(name.into(), states.linear(layer)?)]
             }
-            (Head::Labels(layer, pool), _) => {
-                vec![("prediction_logits".into(), pooled(x, *pool)?.flatten(1, 2)?.linear(layer)?)]
+            (Head::Labels(layer), SeriesHead::Labels { pool, range, .. }) => {
+                let labels = pooled(x, *pool)?.flatten(1, 2)?.linear(layer)?;
+                vec![(name.into(), within(labels, *range)?)]
             }
-            (Head::Numbers(layer, pool), SeriesHead::Numbers { told, range, .. }) => {
-                let mut numbers = layer.forward(&pooled(x, *pool)?.flatten(1, 2)?)?;
-                match (told, range) {
-                    (DistributionSpec::Point, Some([low, high])) => {
-                        let within = |x: &Tensor| x.sigmoid()?.affine(high - low, *low);
-                        numbers = numbers.iter().map(within).collect::<Result<_, _>>()?;
-                    }
-                    (DistributionSpec::Point, None) => {}
+            (Head::Numbers(layer), SeriesHead::Numbers { pool, told, range, .. }) => {
+                let numbers = layer.forward(&pooled(x, *pool)?.flatten(1, 2)?)?.into_iter();
+                let numbers = numbers.map(|numbers| match told {
+                    DistributionSpec::Point => within(numbers, *range),
                     // The reference keeps the dimension of a single number only where the target is known.
-                    _ if !known => {
-                        let squeezed = |x: Tensor| if x.dim(-1)? == 1 { x.squeeze(-1) } else { Ok(x) };
-                        numbers = numbers.into_iter().map(squeezed).collect::<Result<_, _>>()?;
-                    }
-                    _ => {}
-                }
-                named("regression_outputs", numbers, *told)
+                    _ if !known && numbers.dim(-1)? == 1 => numbers.squeeze(-1),
+                    _ => Ok(numbers),
+                });
+                named(name, numbers.collect::<Result<_, _>>()?, *told)
             }
-            (Head::Forecast(layer, pool), SeriesHead::Forecast { told, .. }) => {
-                let numbers = layer.forward(&pooled(x, *pool)?)?;
-                let turned = |x: Tensor| {
-                    let x = x.transpose(1, 2)?;
-                    if *told == DistributionSpec::Point { x.mul(&scale)?.add(&location) } else { Ok(x) }
+            (Head::Forecast(layer), SeriesHead::Forecast { pool, told, channels, scaled_logits, .. }) => {
+                let picked = |x: &Tensor| match channels {
+                    Some(channels) => x.pick(2, channels),
+                    None => Ok(x.clone()),
                 };
-                let numbers = numbers.into_iter().map(turned).collect::<Result<_, _>>()?;
-                let mut all = named("prediction_outputs", numbers, *told);
+                let (location, scale) = (picked(&location)?, picked(&scale)?);
+                let numbers = layer.forward(&pooled(x, *pool)?)?.into_iter().enumerate();
+                let numbers = numbers.map(|(place, numbers)| {
+                    let numbers = picked(&numbers.transpose(1, 2)?)?;
+                    match (told, place) {
+                        (DistributionSpec::Point, _) => numbers.mul(&scale)?.add(&location),
+                        // The reference adds it where it measures how well a distribution fits, and answers that.
+                        (DistributionSpec::NegativeBinomial, 1) if known || *scaled_logits => {
+                            numbers.add(&scale.log()?)
+                        }
+                        _ => Ok(numbers),
+                    }
+                });
+                let mut all = named(name, numbers.collect::<Result<_, _>>()?, *told);
                 all.extend([("loc".into(), location), ("scale".into(), scale)]);
                 all
             }
             _ => {
                 let mut all = vec![
-                    ("last_hidden_state".into(), x.clone()),
+                    (name.into(), x.clone()),
                     ("loc".into(), location),
                     ("scale".into(), scale),
                     ("patch_input".into(), patches.given),
@@ -192,33 +225,77 @@ impl TimeSeries {
     }
 }
 
+impl Layer {
+    fn load(loader: &Loader<'_>, name: &str, spec: &SeriesLayerSpec, sizes: [usize; 3]) -> Result<Self, ModelError> {
+        Ok(match spec {
+            SeriesLayerSpec::Attention(spec) => {
+                Self::Attention(Box::new(SeriesLayer::load(loader, name, spec, sizes[2])?))
+            }
+            SeriesLayerSpec::Mixer(spec) => Self::Mixer(Box::new(SeriesMixer::load(loader, name, spec, sizes)?)),
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        match self {
+            Self::Attention(layer) => layer.forward(x),
+            Self::Mixer(layer) => layer.forward(x),
+        }
+    }
+}
+
 impl Head {
     fn load(loader: &Loader<'_>, spec: &TimeSeriesSpec) -> Result<Self, ModelError> {
-        let (hidden, channels) = (spec.hidden, spec.channels);
-        Ok(match spec.head {
+        let of_channel = |pool: &SeriesPool| match pool {
+            SeriesPool::All | SeriesPool::Elements => spec.hidden * spec.patches.count,
+            _ => spec.hidden,
+        };
+        let name = "head.numbers";
+        Ok(match &spec.head {
             SeriesHead::States => Self::States,
-            SeriesHead::Patches => Self::Patches(loader.linear("head.patches", spec.patches.length, hidden, true)?),
-            SeriesHead::Labels { labels, pool } => {
-                Self::Labels(loader.linear("head.labels", labels, channels * hidden, true)?, pool)
+            SeriesHead::Patches => {
+                Self::Patches(loader.linear("head.patches", spec.patches.length, spec.hidden, true)?)
+            }
+            SeriesHead::Labels { labels, pool, .. } => {
+                Self::Labels(loader.linear("head.labels", *labels, spec.channels * of_channel(pool), true)?)
             }
             SeriesHead::Numbers { numbers, pool, told, .. } => {
-                Self::Numbers(Distribution::load(loader, "head.numbers", told, numbers, channels * hidden)?, pool)
+                let inputs = spec.channels * of_channel(pool);
+                Self::Numbers(Distribution::load(loader, name, *told, *numbers, inputs)?)
             }
-            SeriesHead::Forecast { moments, pool, told } => {
-                let inputs = if pool == SeriesPool::All { hidden * spec.patches.count } else { hidden };
-                Self::Forecast(Distribution::load(loader, "head.numbers", told, moments, inputs)?, pool)
+            SeriesHead::Forecast { moments, pool, told, .. } => {
+                Self::Forecast(Distribution::load(loader, name, *told, *moments, of_channel(pool))?)
             }
         })
     }
+}
+
+/// States that are told how their series was scaled. x: `[batch, channels, patches, hidden]` to the same shape.
+fn with_scale(x: &Tensor, scaled: &Scaled, layers: &[Linear; 4]) -> Result<Tensor, TensorError> {
+    let [batch, channels, patches, _] = x.sizes()?;
+    let [scale_up, scale_down, up, down] = layers;
+    let both = Tensor::stack(&[scaled.location.squeeze(1)?, scaled.scale.squeeze(1)?], 2)?;
+    let told = both.linear(scale_up)?.linear(scale_down)?.unsqueeze(2)?;
+    let told = told.broadcast(&[batch, channels, patches, 2])?;
+    Tensor::concat(&[x.clone(), told], 3)?.linear(up)?.linear(down)
 }
 
 /// One state of each channel: `[batch, channels, states, hidden]` to `[batch, channels, hidden]`, or all in one.
 fn pooled(x: &Tensor, pool: SeriesPool) -> Result<Tensor, TensorError> {
     match pool {
         SeriesPool::First => x.at(2, 0),
+        SeriesPool::Last => x.at(2, x.dim(2)?.saturating_sub(1)),
         SeriesPool::Mean => x.mean(&[2])?.squeeze(2),
         SeriesPool::Largest => x.largest(&[2])?.squeeze(2),
         SeriesPool::All => x.flatten(2, 3),
+        SeriesPool::Elements => x.transpose(2, 3)?.flatten(2, 3),
+    }
+}
+
+/// Numbers that are kept between two, where there are such.
+fn within(numbers: Tensor, range: Option<[f32; 2]>) -> Result<Tensor, TensorError> {
+    match range {
+        Some([low, high]) => numbers.sigmoid()?.affine(high - low, low),
+        None => Ok(numbers),
     }
 }
 

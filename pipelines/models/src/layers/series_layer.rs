@@ -5,11 +5,10 @@ use accel_backends::tensor::{Tensor, TensorError};
 use crate::ModelError;
 use crate::cache::Row;
 use crate::layers::attention::{Attention, Pass};
-use crate::layers::batch_norm::BatchNorm;
 use crate::layers::mlp::Mlp;
-use crate::layers::norm::Norm;
+use crate::layers::series_norm::SeriesNorm;
 use crate::rules::Loader;
-use crate::spec::time_series::{SeriesLayerSpec, SeriesNormSpec};
+use crate::spec::time_series::SeriesAttentionSpec;
 
 /// A layer with its weights.
 #[derive(Debug)]
@@ -23,19 +22,18 @@ pub struct SeriesLayer {
     norm_before: bool,
 }
 
-#[derive(Debug)]
-enum SeriesNorm {
-    Batch(BatchNorm),
-    Layer(Norm),
-}
-
 impl SeriesLayer {
     /// Reads the layer of that name.
     ///
     /// # Errors
     ///
     /// When its weights cannot be read.
-    pub fn load(loader: &Loader<'_>, name: &str, spec: &SeriesLayerSpec, hidden: usize) -> Result<Self, ModelError> {
+    pub fn load(
+        loader: &Loader<'_>,
+        name: &str,
+        spec: &SeriesAttentionSpec,
+        hidden: usize,
+    ) -> Result<Self, ModelError> {
         let at = |part: &str| format!("{name}.{part}");
         let norm = |part: &str| SeriesNorm::load(loader, &at(part), &spec.norm, hidden);
         Ok(Self {
@@ -56,25 +54,13 @@ impl SeriesLayer {
     /// When the shape does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
         let at = || ModelError::at(&self.name);
-        let mut x = self.attended(x, &self.attention_norm)?;
+        let attended = |x: &Tensor| attended(&self.attention, x);
+        let mut x = self.added(x, &self.attention_norm, attended)?;
         if let Some(norm) = &self.channels_norm {
-            x = self.attended(&x.transpose(1, 2).map_err(at())?, norm)?.transpose(1, 2).map_err(at())?;
+            let turned = x.transpose(1, 2).map_err(at())?;
+            x = self.added(&turned, norm, attended)?.transpose(1, 2).map_err(at())?;
         }
         self.added(&x, &self.mlp_norm, |x| self.mlp.forward(x))
-    }
-
-    /// Attention along the last dimension but one. x: `[batch, .., places, hidden]` to the same shape.
-    fn attended(&self, x: &Tensor, norm: &SeriesNorm) -> Result<Tensor, ModelError> {
-        let at = || ModelError::at(&self.name);
-        let [batch, others, places, hidden] = x.sizes().map_err(at())?;
-        let rows = Row::whole(vec![places; batch * others]);
-        let absent = vec![Vec::new(); rows.len()];
-        let pass =
-            Pass { rows: &rows, causal: false, absent: &absent, angles: &[], bias: &[], distances: None, source: None };
-        self.added(x, norm, |x| {
-            let flat = x.reshape(&[batch * others * places, hidden]).map_err(at())?;
-            self.attention.forward(&flat, &pass, None)?.reshape(x.dims()).map_err(at())
-        })
     }
 
     /// What a part of the layer adds, with its norm.
@@ -93,18 +79,18 @@ impl SeriesLayer {
     }
 }
 
-impl SeriesNorm {
-    fn load(loader: &Loader<'_>, name: &str, spec: &SeriesNormSpec, hidden: usize) -> Result<Self, ModelError> {
-        Ok(match spec {
-            SeriesNormSpec::Batch { eps } => Self::Batch(BatchNorm::load(loader, name, hidden, *eps)?),
-            SeriesNormSpec::Layer(norm) => Self::Layer(Norm::load(loader, name, norm, hidden)?),
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        match self {
-            Self::Batch(norm) => norm.forward(x),
-            Self::Layer(norm) => norm.forward(x),
-        }
-    }
+/// Attention along the last dimension but one. x: `[batch, lines, places, hidden]` to the same shape.
+///
+/// # Errors
+///
+/// When the shape does not fit.
+pub fn attended(attention: &Attention, x: &Tensor) -> Result<Tensor, ModelError> {
+    let at = || ModelError::at("attention");
+    let [batch, lines, places, hidden] = x.sizes().map_err(at())?;
+    let rows = Row::whole(vec![places; batch * lines]);
+    let absent = vec![Vec::new(); rows.len()];
+    let pass =
+        Pass { rows: &rows, causal: false, absent: &absent, angles: &[], bias: &[], distances: None, source: None };
+    let flat = x.reshape(&[batch * lines * places, hidden]).map_err(at())?;
+    attention.forward(&flat, &pass, None)?.reshape(x.dims()).map_err(at())
 }

@@ -13,18 +13,28 @@ pub struct TimeSeriesSpec {
     pub scaling: ScalingSpec,
     /// How they are cut.
     pub patches: SeriesPatchesSpec,
+    /// The input that tells which numbers were observed, where the class has one.
+    pub observed: Option<&'static str>,
     /// Patches that the model does not see.
     pub hidden_patches: Option<HiddenPatchesSpec>,
     /// Elements of a patch's state.
     pub hidden: usize,
     /// Whether one layer makes states of the patches of all channels, or each channel has its own.
     pub shared_embedding: bool,
+    /// Whether learned positions are added.
+    pub positions: bool,
     /// Whether a learned state stands before those of the patches.
     pub first: bool,
     /// The layers.
     pub layers: Vec<SeriesLayerSpec>,
+    /// Whether states are told at last how their series was scaled.
+    pub told_scale: bool,
     /// What is made of the states.
     pub head: SeriesHead,
+    /// What that is called.
+    pub answer: &'static str,
+    /// Whether the states are answered too.
+    pub states: bool,
 }
 
 /// How series are brought to one size.
@@ -70,7 +80,31 @@ pub struct HiddenPatchesSpec {
 
 /// A layer.
 #[derive(Clone, Debug, PartialEq)]
-pub struct SeriesLayerSpec {
+pub enum SeriesLayerSpec {
+    /// By attention.
+    Attention(SeriesAttentionSpec),
+    /// By feed-forward parts along each dimension.
+    Mixer(SeriesMixerSpec),
+}
+
+/// A layer by feed-forward parts: along channels, along patches, and along the elements of states.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SeriesMixerSpec {
+    /// The norm of each part.
+    pub norm: SeriesNormSpec,
+    /// By how much the parts are wider between their matrices.
+    pub growth: usize,
+    /// Whether each has a gate.
+    pub gated: bool,
+    /// Whether there is one along channels.
+    pub across_channels: bool,
+    /// How patches see each other beside their part.
+    pub attention: Option<AttentionSpec>,
+}
+
+/// A layer by attention.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SeriesAttentionSpec {
     /// How patches of a channel see each other.
     pub attention: AttentionSpec,
     /// Whether patches of one time see each other then, by the same attention.
@@ -108,6 +142,8 @@ pub enum SeriesHead {
         labels: usize,
         /// One state of a channel's.
         pool: SeriesPool,
+        /// What they lie between.
+        range: Option<[f32; 2]>,
     },
     /// Numbers of the whole series.
     Numbers {
@@ -128,6 +164,10 @@ pub enum SeriesHead {
         pool: SeriesPool,
         /// What tells them.
         told: DistributionSpec,
+        /// The channels that are told; none for all.
+        channels: Option<Vec<usize>>,
+        /// Whether logits of a negative binomial distribution count the series' scale, or do where the future is known.
+        scaled_logits: bool,
     },
 }
 
@@ -140,8 +180,12 @@ pub enum SeriesPool {
     Mean,
     /// By the largest of each element.
     Largest,
+    /// The last stands for all.
+    Last,
     /// One after the other.
     All,
+    /// The first element of each, then the second of each, and so on.
+    Elements,
 }
 
 /// What tells a number.

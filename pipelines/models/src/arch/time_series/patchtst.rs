@@ -1,13 +1,13 @@
 //! PatchTST (`transformers/models/patchtst`; <https://arxiv.org/abs/2211.14730>).
 
+use super::{by_mean, hidden_patches, range, scaling, sizes, told};
 use crate::ModelError;
 use crate::arch::decoder::{activation, layers};
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, no_such_head};
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::time_series::{
-    DistributionSpec, HiddenPatchesSpec, ScalingSpec, SeriesHead, SeriesLayerSpec, SeriesNormSpec, SeriesPatchesSpec,
-    SeriesPool, TimeSeriesSpec,
+    SeriesAttentionSpec, SeriesHead, SeriesLayerSpec, SeriesNormSpec, SeriesPool, TimeSeriesSpec,
 };
 use crate::spec::{AttentionSpec, MlpSpec, NormSpec, Spec};
 
@@ -54,22 +54,17 @@ const HEADS: &[Rule] = &[
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     let or = |key: &str, default: usize| Ok::<_, ModelError>(config.optional_size(key)?.unwrap_or(default));
-    let (length, channels) = (or("context_length", 32)?, or("num_input_channels", 1)?);
+    let (length, channels, patches) = sizes(config, 1)?;
     let (hidden, heads) = (or("d_model", 128)?, or("num_attention_heads", 4)?);
     if !hidden.is_multiple_of(heads) {
         return Err(config.wrong("num_attention_heads", format!("a divisor of {hidden}")).into());
     }
-    let (patch, stride) = (or("patch_length", 1)?, or("patch_stride", 1)?);
-    if patch >= length {
-        return Err(config.wrong("patch_length", format!("less than the {length} of context_length")).into());
-    }
-    let patches = SeriesPatchesSpec { count: (length - patch) / stride + 1, length: patch, stride };
     let eps = config.optional_number("norm_eps")?.unwrap_or(1e-5);
     let mlp = MlpSpec {
         bias: config.truth_or("bias", true)?,
         ..MlpSpec::plain(or("ffn_dim", 512)?, activation(config, "activation_function", "gelu")?)
     };
-    let layer = SeriesLayerSpec {
+    let layer = SeriesLayerSpec::Attention(SeriesAttentionSpec {
         attention: AttentionSpec::plain(heads, heads, hidden / heads).with_biases(),
         across_channels: config.truth_or("channel_attention", false)?,
         mlp,
@@ -79,7 +74,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
             Some(_) => return Err(config.wrong("norm_type", "batchnorm or layernorm").into()),
         },
         norm_before: config.truth_or("pre_norm", true)?,
-    };
+    });
     let count = if config.has("num_hidden_layers") { layers(config, "num_hidden_layers")? } else { 3 };
     let first = config.truth_or("use_cls_token", false)?;
     let hides = match kind {
@@ -87,69 +82,30 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         HeadKind::States => config.truth_or("do_mask_input", false)?,
         _ => false,
     };
-    let hidden_patches = if hides { hidden_patches(config, patches.count)? } else { None };
+    let hidden_patches = if hides { hidden_patches(config, channels, patches.count)? } else { None };
     Ok(Spec::TimeSeries(Box::new(TimeSeriesSpec {
         length,
         channels,
-        scaling: scaling(config)?,
+        scaling: scaling(config, by_mean)?,
         patches,
+        observed: Some("past_observed_mask"),
         hidden_patches,
         hidden,
         shared_embedding: config.truth_or("share_embedding", true)?,
+        positions: true,
         first,
         layers: vec![layer; count],
+        told_scale: false,
         head: head(config, kind, first)?,
+        answer: match kind {
+            HeadKind::Pretraining => "prediction_output",
+            HeadKind::SequenceLabels => "prediction_logits",
+            HeadKind::Numbers => "regression_outputs",
+            HeadKind::Forecast => "prediction_outputs",
+            _ => "last_hidden_state",
+        },
+        states: false,
     })))
-}
-
-/// The scaler's parameters are attributes that a configuration may have.
-fn scaling(config: &Config) -> Result<ScalingSpec, ModelError> {
-    let number = |key: &str| Ok::<_, ModelError>(config.optional_number(key)?.map(|number| number as f32));
-    if config.optional_integer("scaling_dim")?.is_some_and(|dimension| dimension != 1) {
-        return Err(config.wrong("scaling_dim", "1").into());
-    }
-    if !config.truth_or("keepdim", true)? {
-        return Err(config.wrong("keepdim", "true").into());
-    }
-    let mean =
-        || Ok(ScalingSpec::Mean { least: number("minimum_scale")?.unwrap_or(1e-10), unseen: number("default_scale")? });
-    let deviation = || Ok(ScalingSpec::Deviation { least: number("minimum_scale")?.unwrap_or(1e-5) });
-    match config.truth_or("scaling", false) {
-        Ok(true) => mean(),
-        Ok(false) if config.has("scaling") || config.is_null("scaling") => Ok(ScalingSpec::None),
-        Ok(false) => deviation(),
-        Err(_) => match config.text("scaling")?.as_str() {
-            "mean" => mean(),
-            "std" => deviation(),
-            _ => Err(config.wrong("scaling", "mean, std, true, false or null").into()),
-        },
-    }
-}
-
-/// Patches that pretraining hides, where they are no matter of chance.
-fn hidden_patches(config: &Config, patches: usize) -> Result<Option<HiddenPatchesSpec>, ModelError> {
-    match config.optional_text("mask_type")?.as_deref() {
-        None | Some("random") => {
-            let ratio = config.optional_number("random_mask_ratio")?.unwrap_or(0.5);
-            let kept = (patches as f64 * (1.0 - ratio)) as usize;
-            if !(0.0..1.0).contains(&ratio) || kept < patches {
-                let expected = "0, as the reference hides others by chance, and chance is no input of it";
-                return Err(config.wrong("random_mask_ratio", expected).into());
-            }
-            Ok(None)
-        }
-        Some("forecast") => match config.optional_sizes("num_forecast_mask_patches")?.unwrap_or_else(|| vec![2])[..] {
-            [last] if last < patches => {
-                let value = config.optional_number("mask_value")?.unwrap_or(0.0) as f32;
-                Ok(Some(HiddenPatchesSpec { last, seen: config.places("unmasked_channel_indices")?, value }))
-            }
-            _ => {
-                let expected = format!("one number below {patches}, as the reference chooses among several by chance");
-                Err(config.wrong("num_forecast_mask_patches", expected).into())
-            }
-        },
-        Some(_) => Err(config.wrong("mask_type", "random or forecast").into()),
-    }
 }
 
 fn head(config: &Config, kind: HeadKind, first: bool) -> Result<SeriesHead, ModelError> {
@@ -167,36 +123,26 @@ fn head(config: &Config, kind: HeadKind, first: bool) -> Result<SeriesHead, Mode
     Ok(match kind {
         HeadKind::States => SeriesHead::States,
         HeadKind::Pretraining => SeriesHead::Patches,
-        HeadKind::SequenceLabels => SeriesHead::Labels { labels: or("num_targets", 1)?, pool: pool()? },
-        HeadKind::Numbers => {
-            let range = match config.has("output_range") {
-                true => Some(<[f64; 2]>::try_from(config.numbers("output_range", 2)?)),
-                false => None,
-            };
-            let range = range.transpose().map_err(|_| config.wrong("output_range", "two numbers"))?;
-            let range = range.map(|range| range.map(|end| end as f32));
-            SeriesHead::Numbers { numbers: or("num_targets", 1)?, pool: pool()?, told: told(config)?, range }
-        }
+        HeadKind::SequenceLabels => SeriesHead::Labels { labels: or("num_targets", 1)?, pool: pool()?, range: None },
+        HeadKind::Numbers => SeriesHead::Numbers {
+            numbers: or("num_targets", 1)?,
+            pool: pool()?,
+            told: told(config)?,
+            range: range(config)?,
+        },
         HeadKind::Forecast => {
             if !config.truth_or("share_projection", true)? {
                 let expected = "true, as the reference fails where channels have heads of their own";
                 return Err(config.wrong("share_projection", expected).into());
             }
-            SeriesHead::Forecast { moments: or("prediction_length", 24)?, pool: pool()?, told: told(config)? }
+            SeriesHead::Forecast {
+                moments: or("prediction_length", 24)?,
+                pool: pool()?,
+                told: told(config)?,
+                channels: None,
+                scaled_logits: false,
+            }
         }
         _ => return Err(no_such_head(kind)),
     })
-}
-
-/// What tells a number: itself, where that is what training compared.
-fn told(config: &Config) -> Result<DistributionSpec, ModelError> {
-    if matches!(config.optional_text("loss")?.as_deref(), None | Some("mse")) {
-        return Ok(DistributionSpec::Point);
-    }
-    match config.optional_text("distribution_output")?.as_deref() {
-        None | Some("student_t") => Ok(DistributionSpec::StudentT),
-        Some("normal") => Ok(DistributionSpec::Normal),
-        Some("negative_binomial") => Ok(DistributionSpec::NegativeBinomial),
-        Some(_) => Err(config.wrong("distribution_output", "student_t, normal or negative_binomial").into()),
-    }
 }
