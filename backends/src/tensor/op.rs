@@ -402,6 +402,7 @@ impl Op {
         let within = |axis: usize| if axis < dims.len() { Ok(()) } else { Err(wrong(format!("a dimension {axis}"))) };
         let one = |kind, dims: Vec<usize>| Ok(vec![(kind, dims)]);
         match self {
+            Self::Unary(_) | Self::Activate(_) if kind == Kind::Whole => Err(wrong("floats".into())),
             Self::Unary(_) | Self::Affine { .. } | Self::Activate(_) => one(kind, dims.to_vec()),
             Self::Cast(to) => one(*to, dims.to_vec()),
             Self::Binary(_) | Self::Compare(_) => {

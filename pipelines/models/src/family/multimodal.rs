@@ -124,29 +124,40 @@ impl Multimodal {
                 let seen = images.map(|pixels| self.towered(tower, pixels, layers, *skipped)).transpose()?;
                 (seen, None)
             }
-            Images::Grid(grid) => {
-                let sized = |name: &str| inputs.optional_whole(name)?.map(|given| grid.sizes(name, given)).transpose();
-                let (image_sizes, video_sizes) = (sized("image_grid_thw")?, sized("video_grid_thw")?);
-                if let Some(start) = self.start {
-                    let mut places =
-                        Placing { grid, sizes: [&image_sizes, &video_sizes].map(|sizes| sizes.iter().flatten()) };
-                    for (slot, ids) in batch.known.chunks(batch.length.max(1)).enumerate() {
-                        let absent = batch.absent.get(slot).map_or(&[][..], Vec::as_slice);
-                        let marks = Marks { start, tokens: [Some(self.image), self.video] };
-                        state.set_places(slot, places.of(ids, absent, marks)?);
-                    }
-                }
-                let seen = |pixels: &str, name: &str, sizes: Option<Vec<Size>>| match (inputs.optional(pixels), sizes) {
-                    (None, _) => Ok(None),
-                    (Some(_), None) => Err(ModelError::MissingInput { name: name.to_owned() }),
-                    (Some(pixels), Some(sizes)) => self.connector.forward(&grid.see(pixels, &sizes)?).map(Some),
-                };
-                let images = seen("pixel_values", "image_grid_thw", image_sizes)?;
-                (images, seen("pixel_values_videos", "video_grid_thw", video_sizes)?)
-            }
+            Images::Grid(grid) => self.gridded(grid, inputs, &batch, &mut state)?,
         };
         let spliced = spliced(&batch, [(&images, Some(self.image)), (&videos, self.video)])?;
         Ok((Asking { batch, state, spliced }, images))
+    }
+
+    /// Embeddings of images and of videos of any size, `[squares, hidden]` each; tells the state where tokens are.
+    fn gridded(
+        &self,
+        grid: &Grid,
+        inputs: &Inputs,
+        batch: &Batch,
+        state: &mut State,
+    ) -> Result<(Option<Tensor>, Option<Tensor>), ModelError> {
+        let sized = |name: &str| inputs.optional_whole(name)?.map(|given| grid.sizes(name, given)).transpose();
+        let (images, videos) = (sized("image_grid_thw")?, sized("video_grid_thw")?);
+        if let Some(start) = self.start {
+            // Without anything to see these tokens are as any others.
+            let some = images.is_some() || videos.is_some();
+            let tokens = if some { [Some(self.image), self.video] } else { [None; 2] };
+            let mut places =
+                Placing { grid, start, tokens, sizes: [&images, &videos].map(|sizes| sizes.iter().flatten()) };
+            for (slot, ids) in batch.known.chunks(batch.length.max(1)).enumerate() {
+                let absent = batch.absent.get(slot).map_or(&[][..], Vec::as_slice);
+                state.set_places(slot, places.of(ids, absent)?);
+            }
+        }
+        let seen = |pixels: &str, name: &str, sizes: Option<Vec<Size>>| match (inputs.optional(pixels), sizes) {
+            (None, _) => Ok(None),
+            (Some(_), None) => Err(ModelError::MissingInput { name: name.to_owned() }),
+            (Some(pixels), Some(sizes)) => self.connector.forward(&grid.see(pixels, &sizes)?).map(Some),
+        };
+        let images = seen("pixel_values", "image_grid_thw", images)?;
+        Ok((images, seen("pixel_values_videos", "video_grid_thw", videos)?))
     }
 
     /// Embeddings of images of one size: `[images * states, hidden]`.
@@ -189,37 +200,35 @@ fn spliced(batch: &Batch, seen: [(&Option<Tensor>, Option<i64>); 2]) -> Result<O
     Ok(Some(Spliced { states, places }))
 }
 
-/// The tokens that tell where images and videos are.
-struct Marks {
-    start: i64,
-    tokens: [Option<i64>; 2],
-}
-
 /// Gives tokens places in time, height and width (`get_rope_index`): those of an image or video in its grid, the others
 /// one after the other, from beyond what came before.
 struct Placing<'a, I: Iterator<Item = &'a Size>> {
     grid: &'a Grid,
+    /// The token before each image and video.
+    start: i64,
+    /// The token that an image is, and that a video is.
+    tokens: [Option<i64>; 2],
     /// Of images and of videos, in the order of the whole batch.
     sizes: [I; 2],
 }
 
 impl<'a, I: Iterator<Item = &'a Size>> Placing<'a, I> {
     /// The places of one sequence, padding's all 1.
-    fn of(&mut self, ids: &[i64], absent: &[bool], marks: Marks) -> Result<Places, ModelError> {
+    fn of(&mut self, ids: &[i64], absent: &[bool]) -> Result<Places, ModelError> {
         let hidden = |place: usize| absent.get(place) == Some(&true);
         let seen: Vec<i64> = ids.iter().enumerate().filter(|(place, _)| !hidden(*place)).map(|(_, &id)| id).collect();
         // Of images and of videos those that the start's token comes before are placed.
         let begins = |token: Option<i64>| {
-            let begins = |pair: &&[i64]| matches!(**pair, [start, next] if start == marks.start && Some(next) == token);
+            let begins = |pair: &&[i64]| matches!(**pair, [start, next] if start == self.start && Some(next) == token);
             seen.windows(2).filter(begins).count()
         };
-        let mut left = marks.tokens.map(begins);
+        let mut left = self.tokens.map(begins);
         let mut placed: Vec<Place> = Vec::with_capacity(seen.len());
         let mut largest = -1;
         while left.iter().any(|&left| left > 0) {
             let first = |kind: usize| {
                 let rest = seen.get(placed.len()..).unwrap_or_default();
-                let found = rest.iter().position(|&id| Some(id) == marks.tokens[kind]);
+                let found = rest.iter().position(|&id| Some(id) == self.tokens[kind]);
                 found.filter(|_| left[kind] > 0).map(|at| (at, kind))
             };
             let (text, kind) = [first(0), first(1)].into_iter().flatten().min().ok_or_else(no_grid)?;
