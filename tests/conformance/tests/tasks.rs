@@ -11,6 +11,7 @@ use accel_protocol::{
     TaskOptions, TaskResult,
 };
 use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
 
 fn load(name: &str) -> Result<(TaskCase, Box<dyn Pipeline>)> {
     let case = TaskCase::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tasks").join(name))?;
@@ -101,6 +102,41 @@ fn texts_become_vectors() -> Result<()> {
 #[test]
 fn pictures_get_labels() -> Result<()> {
     answers_as_the_pipeline("image-classification")
+}
+
+/// Texts with their vectors, computed by transformers in f32.
+#[derive(Deserialize)]
+struct Embeddings {
+    rows: Vec<Embedded>,
+}
+
+#[derive(Deserialize)]
+struct Embedded {
+    text: String,
+    vector: Vec<f64>,
+}
+
+/// Texts of one token, of many scripts, and over the model's length.
+#[test]
+fn a_real_model_embeds_as_its_reference() -> Result<()> {
+    let directory =
+        std::env::var_os("ACCEL_TEST_EMBEDDER").context("ACCEL_TEST_EMBEDDER: run the tests by tests/run")?;
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/all-minilm-l6-v2.embeddings.json");
+    let expected: Embeddings = serde_json::from_slice(&std::fs::read(data)?)?;
+    let options = LoadOptions { threads: 1, context_tokens: None, memory_bytes: None };
+    let mut pipeline = accel_pipelines::load(Arc::new(LocalFiles::open(directory)?), &options)?;
+    let texts = Input::Texts(expected.rows.iter().map(|row| row.text.clone()).collect());
+    let found = ask(&mut *pipeline, Task::Embedding, &texts, TaskOptions::default())?;
+    ensure!(found.len() == expected.rows.len());
+    for (found, Embedded { text, vector }) in found.iter().zip(&expected.rows) {
+        let TaskResult::Features { values, .. } = found else { bail!("{found:?}") };
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let values: Vec<f64> = values.iter().copied().map(f64::from).collect();
+        ensure!(values.len() == vector.len());
+        let cosine = dot(&values, vector) / (dot(&values, &values) * dot(vector, vector)).sqrt();
+        ensure!(cosine > 0.999_99, "{text:?}: {cosine}");
+    }
+    Ok(())
 }
 
 /// What is asked wrongly is refused in words, and the next job is answered as ever.
