@@ -150,6 +150,8 @@ impl Tokenizer {
                     let words = format!("expected a shorter first text, found {} tokens", first.len());
                     return Err(PipelineError::input("the text", words));
                 }
+                // Templates set the type of the first window's tokens only.
+                second.set_type_ids(vec![1; second.len()]);
                 second.truncate(room, overlap, TruncationDirection::Right);
                 (self.inner.post_process(first, Some(second), true).map_err(refused)?, true)
             }
