@@ -15,6 +15,7 @@ use accel_models::rules::Loader;
 use accel_protocol::{Arithmetic, JobError, JobEvent, JobId, JobSpec, Task};
 
 use crate::error::PipelineError;
+use crate::sequence::{Chosen, SequencePipeline};
 use crate::task::TaskPipeline;
 use crate::task::image::ImageHead;
 use crate::task::text::TextHead;
@@ -102,6 +103,10 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
     if tasks == [Task::TextGeneration] {
         return match model()? {
             Model::Decoder(decoder) => Ok(Box::new(TextPipeline::new(engine, *decoder, tokenizer, bytes, options))),
+            Model::EncoderDecoder(model) if model.reads_tokens() => {
+                let chosen = Chosen::read(&*files, model.vocabulary())?;
+                Ok(Box::new(SequencePipeline::new(engine, *model, tokenizer, chosen, bytes, options)))
+            }
             _ => Err(ModelError::no_generation().into()),
         };
     }
