@@ -107,7 +107,7 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
                 let chosen = Chosen::read(&*files, model.vocabulary())?;
                 Ok(Box::new(SequencePipeline::new(engine, *model, tokenizer, chosen, bytes, options)))
             }
-            _ => Err(ModelError::no_generation().into()),
+            _ => Err(no_task(class).into()),
         };
     }
     let model = model()?;
@@ -126,13 +126,11 @@ fn tasks(head: HeadKind, class: &str) -> Result<&'static [Task], ModelError> {
         HeadKind::TokenLabels => &[Task::TokenClassification],
         HeadKind::Span => &[Task::QuestionAnswering],
         HeadKind::Image(arch::ImageHead::Labels) => &[Task::ImageClassification],
-        _ => {
-            let supported = Task::ALL.map(Task::name).join(", ");
-            return Err(ModelError::Unsupported {
-                what: "a task for the class".into(),
-                found: class.into(),
-                supported,
-            });
-        }
+        _ => return Err(no_task(class)),
     })
+}
+
+fn no_task(class: &str) -> ModelError {
+    let supported = Task::ALL.map(Task::name).join(", ");
+    ModelError::Unsupported { what: "a task for the class".into(), found: class.into(), supported }
 }

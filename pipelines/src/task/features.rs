@@ -58,7 +58,7 @@ impl Pooling {
                         .ok_or_else(|| PipelineError::tokenizer(&file, "expected the file, found none"))?;
                     let known = |key: &str| PARTS.iter().any(|(name, _)| *name == key);
                     let asked = config.as_object().into_iter().flatten();
-                    let mut asked = asked.filter(|(key, value)| key.starts_with("pooling_mode") && *value == &true);
+                    let mut asked = asked.filter(|(key, value)| key.starts_with("pooling_mode") && *value == true);
                     if let Some((key, _)) = asked.find(|(key, _)| !known(key)) {
                         return Err(unsupported(key));
                     }
