@@ -13,6 +13,7 @@ pub mod image_input;
 mod pipeline;
 mod preprocessor;
 mod sampling;
+mod sequence;
 mod task;
 mod text;
 mod tokenizer;

@@ -12,9 +12,13 @@ use accel_models::ModelError;
 use accel_models::arch::{self, HeadKind};
 use accel_models::model::Model;
 use accel_models::rules::Loader;
+use accel_models::spec::Spec;
+use accel_models::spec::encoder::EncoderHead;
+use accel_models::spec::encoder_decoder::SourceSpec;
 use accel_protocol::{Arithmetic, JobError, JobEvent, JobId, JobSpec, Task};
 
 use crate::error::PipelineError;
+use crate::sequence::{Chosen, SequencePipeline};
 use crate::task::TaskPipeline;
 use crate::task::image::ImageHead;
 use crate::task::text::TextHead;
@@ -84,12 +88,10 @@ pub fn arithmetic() -> Arithmetic {
 pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn Pipeline>, PipelineError> {
     let index = weights::index(&*files)?;
     let described = arch::describe(&*files, &index)?;
-    let (head, class) = (described.head, described.class);
-    let tasks = tasks(head);
+    let class = described.class;
+    let tasks = tasks(&described.spec, described.head);
     if tasks.is_empty() {
-        let supported = Task::ALL.map(Task::name).join(", ");
-        let what = "a task for the class".into();
-        return Err(ModelError::Unsupported { what, found: class.into(), supported }.into());
+        return Err(no_task(class).into());
     }
     let bytes = index.bytes();
     if let Some(allowed_bytes) = options.memory_bytes.filter(|&allowed| allowed < bytes) {
@@ -108,28 +110,40 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
     }
     // Files that tell how to read a text are small: what is wrong with them is said before the weights are read.
     let tokenizer = tokenizer(&*files)?;
-    if tasks == [Task::TextGeneration] {
-        return match model()? {
-            Model::Decoder(decoder) => Ok(Box::new(TextPipeline::new(engine, *decoder, tokenizer, bytes, options))),
-            _ => Err(ModelError::no_generation().into()),
-        };
-    }
-    let model = model()?;
+    let model = match model()? {
+        Model::Decoder(decoder) if tasks == [Task::TextGeneration] => {
+            return Ok(Box::new(TextPipeline::new(engine, *decoder, tokenizer, bytes, options)));
+        }
+        Model::EncoderDecoder(model) => {
+            let chosen = Chosen::read(&*files, model.vocabulary())?;
+            return Ok(Box::new(SequencePipeline::new(engine, *model, tokenizer, chosen, bytes, options)));
+        }
+        model => model,
+    };
     let context = options.context_tokens.unwrap_or(usize::MAX).min(model.context());
     let head = TextHead::read(&*files, engine, tokenizer, tasks, context)?;
     Ok(Box::new(TaskPipeline::new(model, head, bytes)))
 }
 
-/// The tasks that a head is for; none for a part of something larger.
-pub fn tasks(head: HeadKind) -> &'static [Task] {
-    match head {
-        HeadKind::NextToken => &[Task::TextGeneration],
-        HeadKind::States => &[Task::FeatureExtraction, Task::Embedding],
-        HeadKind::MaskedToken => &[Task::FillMask],
-        HeadKind::SequenceLabels => &[Task::TextClassification],
-        HeadKind::TokenLabels => &[Task::TokenClassification],
-        HeadKind::Span => &[Task::QuestionAnswering],
-        HeadKind::Image(arch::ImageHead::Labels) => &[Task::ImageClassification],
+/// The tasks that a class of a family is for; none for what has none yet.
+pub fn tasks(spec: &Spec, head: HeadKind) -> &'static [Task] {
+    match (spec, head) {
+        (Spec::Decoder(_), HeadKind::NextToken) => &[Task::TextGeneration],
+        (Spec::EncoderDecoder(spec), HeadKind::NextToken) if matches!(spec.source, SourceSpec::Tokens) => {
+            &[Task::Summarization, Task::Translation]
+        }
+        (Spec::Encoder(spec), HeadKind::States) if !matches!(spec.head, EncoderHead::States) => &[],
+        (Spec::Decoder(_) | Spec::Encoder(_), HeadKind::States) => &[Task::FeatureExtraction, Task::Embedding],
+        (Spec::Decoder(_) | Spec::Encoder(_), HeadKind::SequenceLabels) => &[Task::TextClassification],
+        (Spec::Decoder(_) | Spec::Encoder(_), HeadKind::TokenLabels) => &[Task::TokenClassification],
+        (Spec::Decoder(_) | Spec::Encoder(_), HeadKind::Span) => &[Task::QuestionAnswering],
+        (Spec::Encoder(_), HeadKind::MaskedToken) => &[Task::FillMask],
+        (Spec::Vision(_), HeadKind::Image(arch::ImageHead::Labels)) => &[Task::ImageClassification],
         _ => &[],
     }
+}
+
+fn no_task(class: &str) -> ModelError {
+    let supported = Task::ALL.map(Task::name).join(", ");
+    ModelError::Unsupported { what: "a task for the class".into(), found: class.into(), supported }
 }

@@ -29,24 +29,52 @@ pub struct NotNumbers {
 /// # Errors
 ///
 /// When a logit is NaN or infinitely large, or all are infinitely small.
-pub fn choose(
+pub fn choose(logits: Vec<f32>, seen: &[u32], position: usize, generation: &Generation) -> Result<Choice, NotNumbers> {
+    choose_under(logits, seen, position, generation, |_| {})
+}
+
+/// Chooses as [`choose`] does, after `rules` have taken tokens out.
+///
+/// # Errors
+///
+/// As [`choose`].
+pub fn choose_under(
     mut logits: Vec<f32>,
     seen: &[u32],
     position: usize,
     generation: &Generation,
+    rules: impl FnOnce(&mut [f32]),
 ) -> Result<Choice, NotNumbers> {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    if !largest.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
-        return Err(NotNumbers { position });
-    }
+    check(&logits, position)?;
     let plain = generation.logprobs.map(|count| (logprobs(&logits), usize::from(count)));
     penalise(&mut logits, seen, generation.repetition_penalty);
+    rules(&mut logits);
+    // Rules that leave nothing leave nothing to choose from.
+    check(&logits, position)?;
     let id = if generation.temperature > 0.0 { draw(&logits, position, generation) } else { greedy(&logits) };
     let logprob = plain.map(|(plain, count)| {
         let top = likeliest(&plain, count).into_iter().map(|id| (id, plain[id as usize])).collect();
         (plain[id as usize], top)
     });
     Ok(Choice { id, logprob })
+}
+
+/// The logarithms of the probabilities that logits stand for: `[vocabulary]`.
+///
+/// # Errors
+///
+/// As [`choose`].
+pub fn logprobs_of(logits: &[f32], position: usize) -> Result<Vec<f32>, NotNumbers> {
+    check(logits, position)?;
+    Ok(logprobs(logits))
+}
+
+fn check(logits: &[f32], position: usize) -> Result<(), NotNumbers> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if !largest.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
+        return Err(NotNumbers { position });
+    }
+    Ok(())
 }
 
 fn greedy(logits: &[f32]) -> u32 {
@@ -60,7 +88,7 @@ fn greedy(logits: &[f32]) -> u32 {
 }
 
 /// As Hugging Face's `RepetitionPenaltyLogitsProcessor`: each token seen counts once.
-fn penalise(logits: &mut [f32], seen: &[u32], penalty: f32) {
+pub fn penalise(logits: &mut [f32], seen: &[u32], penalty: f32) {
     if penalty == 1.0 {
         return;
     }
@@ -82,7 +110,7 @@ fn logprobs(logits: &[f32]) -> Vec<f32> {
 }
 
 /// Places of the largest values, largest first, ties by the lower place.
-fn likeliest(values: &[f32], count: usize) -> Vec<u32> {
+pub fn likeliest(values: &[f32], count: usize) -> Vec<u32> {
     let mut order: Vec<u32> = (0..values.len() as u32).collect();
     let count = count.min(order.len());
     let compare = |a: &u32, b: &u32| values[*b as usize].total_cmp(&values[*a as usize]).then(a.cmp(b));

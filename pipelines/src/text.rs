@@ -4,7 +4,7 @@
 //! job and of the model's arithmetic, so a job that another peer began goes on here with the very next token: its earlier
 //! tokens are read like a longer prompt, and run through the text and stop logic without being said again.
 
-mod answer;
+pub mod answer;
 
 use std::collections::BTreeMap;
 use std::time::Instant;

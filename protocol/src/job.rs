@@ -80,11 +80,15 @@ pub enum Task {
     QuestionAnswering,
     /// The labels of a picture.
     ImageClassification,
+    /// Say in fewer words what a text says.
+    Summarization,
+    /// Say a text in another language.
+    Translation,
 }
 
 impl Task {
     /// Every task.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::TextGeneration,
         Self::FillMask,
         Self::FeatureExtraction,
@@ -93,6 +97,8 @@ impl Task {
         Self::TokenClassification,
         Self::QuestionAnswering,
         Self::ImageClassification,
+        Self::Summarization,
+        Self::Translation,
     ];
 
     /// As people write it: Hugging Face's name.
@@ -106,12 +112,14 @@ impl Task {
             Self::TokenClassification => "token-classification",
             Self::QuestionAnswering => "question-answering",
             Self::ImageClassification => "image-classification",
+            Self::Summarization => "summarization",
+            Self::Translation => "translation",
         }
     }
 
     /// Whether the answer comes token by token; the others come whole, as [`TaskResult`]s.
     pub fn is_generation(self) -> bool {
-        self == Self::TextGeneration
+        matches!(self, Self::TextGeneration | Self::Summarization | Self::Translation)
     }
 }
 

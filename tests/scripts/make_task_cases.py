@@ -63,12 +63,52 @@ def byte_pairs(length):
     return transformers.GPT2TokenizerFast(tokenizer_object=inner, model_max_length=length)
 
 
+def unigrams(length):
+    """A tokenizer as T5's, that knows only the text above."""
+    special = ["<pad>", "</s>", "<unk>"] + [f"<extra_id_{number}>" for number in range(9)]
+    inner = Tokenizer(models.Unigram())
+    inner.normalizer = normalizers.NFKC()
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=96, special_tokens=special, unk_token="<unk>")
+    inner.train_from_iterator(SENTENCES, trainer)
+    inner.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return transformers.T5TokenizerFast(tokenizer_object=inner, extra_ids=9, model_max_length=length)
+
+
+def marked_byte_pairs(length):
+    """A tokenizer as BART's, that knows only the text above."""
+    ends = [f"<end_{number}>" for number in range(11)]
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *ends]
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=160, special_tokens=special)
+    inner.train_from_iterator(SENTENCES, trainer)
+    inner.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    more = {"additional_special_tokens": ends, "model_max_length": length}
+    return transformers.BartTokenizerFast(tokenizer_object=inner, **more)
+
+
 # --- Models ----------------------------------------------------------------------------------------------------------
 
 
 def bert(**more):
     size = {"vocab_size": 240, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     return size | {"intermediate_size": 48, "max_position_embeddings": 128} | more
+
+
+def t5(**more):
+    size = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    return size | {"decoder_start_token_id": 0, "feed_forward_proj": "gated-gelu"} | more
+
+
+def bart(**more):
+    size = {"vocab_size": 160, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 96}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    return size | heads | more
 
 
 def names(*labels):
@@ -169,6 +209,15 @@ def image_classification(pipe):
         yield {"file": "picture.png"}, {"top_k": top_k} if top_k else {}, [found]
 
 
+def written(pipe):
+    """Texts, as the pipeline writes them, and with fewer tokens."""
+    for text in SENTENCES[:3]:
+        yield {"text": text}, {}, [], *pipe(text)[0].values(), {}
+    yield {"text": SENTENCES[3]}, {}, [], *pipe(SENTENCES[3], max_new_tokens=7)[0].values(), {"max_tokens": 7}
+    penalty = {"repetition_penalty": 1.5}
+    yield {"text": SENTENCES[4]}, {}, [], *pipe(SENTENCES[4], **penalty)[0].values(), penalty
+
+
 ENTITIES = names("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 SENTENCE_TRANSFORMER = {
     "modules.json": [
@@ -178,6 +227,13 @@ SENTENCE_TRANSFORMER = {
     ],
     "1_Pooling/config.json": {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True},
 }
+# Several tokens end an answer, so that some answers of weights that know no language end by themselves.
+T5_GENERATION = {"pad_token_id": 0, "eos_token_id": [1, *range(3, 12)], "decoder_start_token_id": 0}
+BART_GENERATION = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": [2, *range(5, 16)]}
+BART_GENERATION |= {"decoder_start_token_id": 2}
+BART_GENERATION |= {"forced_bos_token_id": 0, "forced_eos_token_id": 2, "no_repeat_ngram_size": 2}
+# Seeds with which some answers end by themselves, where 0 is none of them.
+SEEDS = {"summarization": 7, "summarization-bart": 4, "translation": 4, "translation-greedy": 3}
 # Name: the task, the class, its configuration, what prepares inputs, the questions, other files of the model.
 CASES = {
     "text-classification": (
@@ -203,6 +259,30 @@ CASES = {
         "feature-extraction", "BertModel", bert(), lambda: word_pieces(128), feature_extraction, {},
     ),
     "embedding": ("embedding", "BertModel", bert(), lambda: word_pieces(128), embedding, SENTENCE_TRANSFORMER),
+    "summarization": (
+        "summarization", "T5ForConditionalGeneration",
+        t5(task_specific_params={"summarization": {"prefix": "summarize: ", "early_stopping": True, "max_length": 40}}
+           | {"translation_en_to_de": {"prefix": "to German: ", "num_beams": 1}}),
+        lambda: unigrams(128), written, {"generation_config.json": T5_GENERATION | {"no_repeat_ngram_size": 2, "min_length": 8}},
+    ),
+    "summarization-bart": (
+        "summarization", "BartForConditionalGeneration", bart(),
+        lambda: marked_byte_pairs(96), written,
+        {"generation_config.json": BART_GENERATION | {"max_length": 48, "min_length": 9, "length_penalty": 2.0}
+         | {"early_stopping": True}},
+    ),
+    "translation": (
+        "translation", "BartForConditionalGeneration", bart(prefix="Say: "),
+        lambda: marked_byte_pairs(96), written,
+        {"generation_config.json": BART_GENERATION | {"max_length": 32, "bad_words_ids": [[40], [41, 42]]}
+         | {"suppress_tokens": [50, 51], "begin_suppress_tokens": [60], "early_stopping": "never"}},
+    ),
+    "translation-greedy": (
+        "translation", "T5ForConditionalGeneration",
+        t5(task_specific_params={"translation_en_to_fr": {"prefix": "to French: ", "num_beams": 1, "max_length": 30}}
+           | {"translation_en_to_de": {"prefix": "to German: "}}),
+        lambda: unigrams(128), written, {"generation_config.json": T5_GENERATION},
+    ),
     "image-classification": (
         "image-classification", "ViTForImageClassification",
         {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -220,16 +300,16 @@ def make(name, out, seed):
         build(cls, config | {"model_type": cls.config_class.model_type}, seed).save_pretrained(folder)
         preparing.save_pretrained(folder)
         path, stored = checkpoint(folder)
+        for file, value in files.items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_text(json.dumps(value))
         rows, weights, verbatim = weight_rows(stored, cls.from_pretrained(folder), seed)
         save_file(weights, path, metadata={"format": "pt"})
         model = cls.from_pretrained(folder, attn_implementation="eager").eval()
         kind = "image_processor" if isinstance(preparing, transformers.ImageProcessingMixin) else "tokenizer"
         pipe = transformers.pipeline("feature-extraction" if task == "embedding" else task, model, **{kind: preparing})
-        asked = [dict(zip(("input", "options", "expected"), one)) for one in questions(pipe)]
+        asked = [dict(zip(("input", "options", "expected", "text", "generation"), one)) for one in questions(pipe)]
         path.unlink()
-        for file, value in files.items():
-            (folder / file).parent.mkdir(exist_ok=True)
-            (folder / file).write_text(json.dumps(value))
         if kind == "image_processor":
             picture().save(folder / "picture.png")
         case = {"case": name, "model_type": cls.config_class.model_type, "class": class_name, "library": "transformers"}
@@ -247,11 +327,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(CASES))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="0 where the case names none")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for name in arguments.names or CASES:
-        make(name, arguments.out, arguments.seed)
+        make(name, arguments.out, SEEDS.get(name, 0) if arguments.seed is None else arguments.seed)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ impl RunArgs {
         if let Some(context) = &self.context {
             return Ok(Input::Pair(prompt, context.clone()));
         }
-        if self.raw || !task.is_generation() {
+        if self.raw || task != Task::TextGeneration {
             return Ok(Input::Text(prompt));
         }
         let system = self.system.iter().map(|text| Message { role: Role::System, content: text.clone() });

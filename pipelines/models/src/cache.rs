@@ -192,6 +192,17 @@ impl State {
         self.slots.iter().enumerate().map(row).collect()
     }
 
+    /// Makes of each slot a copy of the one that is named for it: slot `i` becomes what `from[i]` was, and other slots
+    /// are gone. Beams of a search go on from one another so.
+    pub fn reorder(&mut self, from: &[usize]) {
+        reorder(&mut self.slots, from);
+        for layer in &mut self.layers {
+            reorder(&mut layer.slots, from);
+            reorder(&mut layer.carries, from);
+            reorder(&mut layer.across, from);
+        }
+    }
+
     /// Forgets a sequence and gives its memory back.
     pub fn clear(&mut self, slot: usize) {
         if let Some(slot) = self.slots.get_mut(slot) {
@@ -344,6 +355,29 @@ impl LayerState {
         all.extend(self.carries.get_mut(slot).into_iter().flatten().flat_map(|carried| &mut carried.tensors));
         all
     }
+}
+
+/// What is used once is moved; only what goes on several times is copied.
+fn reorder<T: Clone + Default>(slots: &mut Vec<T>, from: &[usize]) {
+    if slots.is_empty() {
+        return;
+    }
+    let mut uses = vec![0_usize; slots.len()];
+    for &slot in from {
+        if let Some(uses) = uses.get_mut(slot) {
+            *uses += 1;
+        }
+    }
+    let mut take = |&slot: &usize| match (slots.get_mut(slot), uses.get_mut(slot)) {
+        (Some(kept), Some(1)) => std::mem::take(kept),
+        (Some(kept), Some(uses)) => {
+            *uses -= 1;
+            kept.clone()
+        }
+        _ => T::default(),
+    };
+    let taken = from.iter().map(&mut take).collect();
+    *slots = taken;
 }
 
 fn not_kept(expected: usize, found: usize) -> ModelError {

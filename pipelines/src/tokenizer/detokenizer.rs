@@ -38,6 +38,10 @@ impl Detokenizer {
         if text.ends_with(char::REPLACEMENT_CHARACTER) && waiting < WAITING_TOKENS_MAX {
             return Ok(String::new());
         }
+        // A token without text, as special ones are, is no context for the next: what came before it is.
+        if text.is_empty() && waiting < WAITING_TOKENS_MAX {
+            return Ok(text);
+        }
         // The new tokens stay as the context of the next.
         self.window.drain(..self.done);
         self.done = self.window.len();

