@@ -144,7 +144,7 @@ impl Tokenizer {
             (Some(second), Some((room, overlap))) => {
                 // Cut here: when the library (0.23) is told to, it reads no further than the first window.
                 let first = self.inner.encode_char_offsets(text, false).map_err(refused)?;
-                let mut second = self.inner.encode_char_offsets(second, false).map_err(refused)?;
+                let mut second = unplaced(&self.inner.encode_char_offsets(second, false).map_err(refused)?);
                 let room = room.saturating_sub(first.len());
                 if room <= overlap {
                     let words = format!("expected a shorter first text, found {} tokens", first.len());
@@ -259,6 +259,21 @@ impl Tokenizer {
     pub fn chat(&self) -> Option<&ChatTemplate> {
         self.chat.as_ref()
     }
+}
+
+/// A text's tokens that do not say which of two texts they are of; a lone text says that it is the first.
+fn unplaced(encoding: &Encoding) -> Encoding {
+    Encoding::new(
+        encoding.get_ids().to_vec(),
+        encoding.get_type_ids().to_vec(),
+        encoding.get_tokens().to_vec(),
+        encoding.get_word_ids().to_vec(),
+        encoding.get_offsets().to_vec(),
+        encoding.get_special_tokens_mask().to_vec(),
+        encoding.get_attention_mask().to_vec(),
+        Vec::new(),
+        Default::default(),
+    )
 }
 
 fn parse(text: &[u8], place: &str) -> Result<tokenizers::Tokenizer, PipelineError> {

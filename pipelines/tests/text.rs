@@ -272,7 +272,7 @@ fn a_wrong_model_is_refused_with_the_place() {
         ErrorCode::ModelInvalid,
         "num_key_value_heads: expected a divisor of the 4",
     );
-    refuse(json!({"num_hidden_layers": 3}), ErrorCode::ModelInvalid, "model.layers.2.input_layernorm.weight");
+    refuse(json!({"num_hidden_layers": 3}), ErrorCode::ModelInvalid, "\"model.layers.2.self_attn.q_proj.weight\"");
     refuse(
         json!({"intermediate_size": 40}),
         ErrorCode::ModelInvalid,

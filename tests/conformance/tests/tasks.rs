@@ -161,7 +161,7 @@ fn wrong_questions_are_refused() -> Result<()> {
     let question = Input::Pair(long, "tea".to_owned());
     refused("question-answering", Task::QuestionAnswering, question, invalid, "the text")?;
     let file = Input::File(FileBytes(b"no picture".to_vec()));
-    refused("image-classification", Task::ImageClassification, file.clone(), invalid, "picture")?;
+    refused("image-classification", Task::ImageClassification, file.clone(), ErrorCode::Unsupported, "format")?;
     refused("feature-extraction", Task::Embedding, file, invalid, "a text, or several")?;
     refused("image-classification", Task::ImageClassification, text("cat.png"), invalid, "a file of a picture")
 }
