@@ -11,7 +11,9 @@ mod jobs;
 mod model_file;
 mod models;
 mod output;
+mod run;
 mod session;
+mod shown;
 mod swarm;
 
 use std::path::PathBuf;
@@ -82,7 +84,7 @@ enum Command {
     /// Show a whole swarm at work on this machine: publish a model, fetch it by CID, answer a prompt
     Demo(demo::DemoArgs),
     /// Answer a prompt with a model
-    Run(jobs::RunArgs),
+    Run(run::RunArgs),
     /// Talk with a model
     Chat(jobs::ChatArgs),
     /// Import a file, a Hugging Face directory or a GGUF, and print its CID
@@ -305,13 +307,13 @@ async fn dispatch(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Completions { shell } => return completions(shell, output),
         Command::Daemon(foreground) => return daemon::run_daemon(&cli.overrides, foreground, interrupts, output).await,
         Command::Demo(args) => return demo::run(args, &mut interrupts, output).await,
-        Command::Run(args) if args.is_direct() => return jobs::run_direct(args, &mut interrupts, output).await,
+        Command::Run(args) if args.is_direct() => return run::run_direct(args, &mut interrupts, output).await,
         _ => {}
     }
     let session = interrupts.unless(Session::open(&cli.overrides)).await?;
     let result = match cli.command {
         // What a signal means in the middle of an answer, these know.
-        Command::Run(args) => jobs::run(&session.api, args, &mut interrupts, output).await,
+        Command::Run(args) => run::run(&session.api, args, &mut interrupts, output).await,
         Command::Chat(args) => jobs::chat(&session.api, args, &mut interrupts, output).await,
         command => interrupts.unless(with_session(command, &session.api, output)).await,
     };

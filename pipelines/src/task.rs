@@ -129,7 +129,7 @@ impl<H: Head> Pipeline for TaskPipeline<H> {
         }
         let readings = self.head.prepare(spec.task, &spec.input)?;
         let tokens = readings.iter().map(H::tokens).sum::<usize>() as u32;
-        let (task, options, results) = (spec.task, spec.options, Vec::new());
+        let (task, options, results) = (spec.task, spec.options.clone(), Vec::new());
         let job = Job { task, options, readings, results, result_bytes: 0, tokens, started: None };
         self.jobs.insert(spec.id, job);
         Ok(Cost { prompt_tokens: tokens, memory_bytes: 0 })

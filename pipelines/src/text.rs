@@ -76,10 +76,8 @@ impl TextPipeline {
                 let text = template.render(messages).map_err(|e| invalid(format!("the model's chat template: {e}")))?;
                 self.tokenizer.encode_prompt(&text)
             }
-            Input::Texts(_) | Input::Pair(..) | Input::File(_) => {
-                Err("expected one text or a conversation for text-generation".into())
-            }
             Input::Blob(_) => Err("an input by CID has to be fetched before the job is admitted".into()),
+            _ => Err("expected one text or a conversation for text-generation".into()),
         };
         let prompt = prompt.map_err(invalid)?;
         if prompt.is_empty() {

@@ -84,11 +84,25 @@ pub enum Task {
     Summarization,
     /// Say a text in another language.
     Translation,
+    /// Write down what is said in a sound.
+    AutomaticSpeechRecognition,
+    /// The things in a picture, and where they are.
+    ObjectDetection,
+    /// The shapes of what is in a picture.
+    MaskGeneration,
+    /// Say what a picture shows.
+    ImageToText,
+    /// Answer in a conversation about pictures.
+    ImageTextToText,
+    /// How series go on.
+    TimeSeriesForecasting,
+    /// Paint what a text says.
+    TextToImage,
 }
 
 impl Task {
     /// Every task.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 17] = [
         Self::TextGeneration,
         Self::FillMask,
         Self::FeatureExtraction,
@@ -99,6 +113,13 @@ impl Task {
         Self::ImageClassification,
         Self::Summarization,
         Self::Translation,
+        Self::AutomaticSpeechRecognition,
+        Self::ObjectDetection,
+        Self::MaskGeneration,
+        Self::ImageToText,
+        Self::ImageTextToText,
+        Self::TimeSeriesForecasting,
+        Self::TextToImage,
     ];
 
     /// As people write it: Hugging Face's name.
@@ -114,12 +135,39 @@ impl Task {
             Self::ImageClassification => "image-classification",
             Self::Summarization => "summarization",
             Self::Translation => "translation",
+            Self::AutomaticSpeechRecognition => "automatic-speech-recognition",
+            Self::ObjectDetection => "object-detection",
+            Self::MaskGeneration => "mask-generation",
+            Self::ImageToText => "image-to-text",
+            Self::ImageTextToText => "image-text-to-text",
+            Self::TimeSeriesForecasting => "time-series-forecasting",
+            Self::TextToImage => "text-to-image",
         }
     }
 
-    /// Whether the answer comes token by token; the others come whole, as [`TaskResult`]s.
+    /// Whether the answer is a text, which may come token by token; the others come whole, as [`TaskResult`]s.
     pub fn is_generation(self) -> bool {
-        matches!(self, Self::TextGeneration | Self::Summarization | Self::Translation)
+        matches!(
+            self,
+            Self::TextGeneration
+                | Self::Summarization
+                | Self::Translation
+                | Self::AutomaticSpeechRecognition
+                | Self::ImageToText
+                | Self::ImageTextToText
+        )
+    }
+
+    /// Whether it is done on one file of a picture or a sound.
+    pub fn reads_file(self) -> bool {
+        matches!(
+            self,
+            Self::ImageClassification
+                | Self::AutomaticSpeechRecognition
+                | Self::ObjectDetection
+                | Self::MaskGeneration
+                | Self::ImageToText
+        )
     }
 }
 
@@ -145,14 +193,36 @@ impl FromStr for Task {
     }
 }
 
-/// How a task other than generation is done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How a task is done, beside how tokens are chosen. What is none is as the task has it by custom.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TaskOptions {
-    /// How many of the likeliest to report; none for as many as the task has by custom.
+    /// How many of the likeliest to report.
     pub top_k: Option<u32>,
     /// What becomes of tokens that belong together, where tokens get labels.
     pub aggregation: Aggregation,
+    /// How likely a thing in a picture has to be to be reported, from 0 to 1.
+    pub threshold: Option<f32>,
+    /// The language that is spoken, as the model names it.
+    pub language: Option<String>,
+    /// How a picture is painted.
+    pub painting: Painting,
+}
+
+/// How a picture is painted from a text.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Painting {
+    /// Steps from noise to the picture.
+    pub steps: Option<u32>,
+    /// How closely it keeps to the text.
+    pub guidance: Option<f32>,
+    /// What it is not to show.
+    pub negative: Option<String>,
+    /// Its width in pixels.
+    pub width: Option<u32>,
+    /// Its height in pixels.
+    pub height: Option<u32>,
 }
 
 /// How labels of tokens become labels of longer parts of a text.
@@ -194,7 +264,7 @@ pub struct Message {
 }
 
 /// What a job works on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Input {
     /// A text to continue exactly as it stands.
@@ -207,6 +277,10 @@ pub enum Input {
     Pair(String, String),
     /// A file of a picture or a sound, as it is.
     File(FileBytes),
+    /// A conversation about pictures, which come before what the person says last.
+    Pictures(Vec<FileBytes>, Vec<Message>),
+    /// Numbers that were measured together, at one time after another: `[times, channels]`.
+    Series(Vec<Vec<f32>>),
     /// An input over the inline limit: the CID of a file that holds the JSON of one of the other variants.
     Blob(String),
 }
@@ -270,7 +344,7 @@ pub struct JobSpec {
     pub input: Input,
     /// How to choose tokens.
     pub generation: Generation,
-    /// How to do a task that chooses none.
+    /// How to do the task.
     pub options: TaskOptions,
     /// Tokens of the answer that another peer has produced already: they are read back in, not produced again.
     pub prior: Vec<u32>,

@@ -20,7 +20,7 @@ pub use error::{ErrorCode, JobError};
 pub use file_bytes::FileBytes;
 pub use job::{
     Aggregation, EventRecord, FinishReason, Generation, Input, JobEvent, JobId, JobSpec, JobState, JobStatus, Message,
-    Role, Task, TaskOptions, TokenLogprob, Usage,
+    Painting, Role, Task, TaskOptions, TokenLogprob, Usage,
 };
 pub use message::{JobRequest, JobResponse, OutputRequest, Rejection};
 pub use model::ModelRef;

@@ -38,6 +38,16 @@ pub const TEXTS: usize = 2048;
 pub const TOP_RESULTS: u32 = 1 << 16;
 /// Results of one job, so that its last event stays well inside a frame.
 pub const RESULT_BYTES: usize = 768 << 10;
+/// Steps of a painting: many times what the slowest sampler needs.
+pub const PAINTING_STEPS: u32 = 1000;
+/// Width and height of a painting, in pixels.
+pub const PAINTING_SIDE: u32 = 4096;
+/// How closely a painting may keep to its text; well below it, nothing but the text is left.
+pub const PAINTING_GUIDANCE: f32 = 100.0;
+/// Bytes of the name of a language.
+pub const LANGUAGE_BYTES: usize = 64;
+/// Pictures of a conversation.
+pub const PICTURES: usize = 64;
 /// Turns of a conversation.
 pub const CHAT_MESSAGES: usize = 4096;
 /// Events of a job are kept this long after it ended, for streams that resume.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::file_bytes::FileBytes;
+
 /// What a task gives for one input.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -21,6 +23,12 @@ pub enum TaskResult {
         /// The numbers, the last axis fastest.
         values: Vec<f32>,
     },
+    /// Things in a picture, in the order of the model's places for them.
+    Things(Vec<Thing>),
+    /// Shapes in a picture.
+    Masks(Vec<Mask>),
+    /// A picture, as PNG.
+    Picture(FileBytes),
 }
 
 impl TaskResult {
@@ -38,6 +46,9 @@ impl TaskResult {
             }
             Self::Answers(spans) => spans.iter().map(|span| EACH + span.answer.len()).sum(),
             Self::Features { values, .. } => EACH + size_of_val(values.as_slice()),
+            Self::Things(things) => things.iter().map(|thing| EACH + thing.label.len()).sum(),
+            Self::Masks(masks) => masks.iter().map(|mask| EACH + size_of_val(mask.counts.as_slice())).sum(),
+            Self::Picture(file) => EACH + file.0.len(),
         }
     }
 }
@@ -92,4 +103,40 @@ pub struct Span {
     pub start: u32,
     /// The character after its last.
     pub end: u32,
+}
+
+/// A thing in a picture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Thing {
+    /// How likely it is.
+    pub score: f32,
+    /// What it is.
+    pub label: String,
+    /// Where it is.
+    #[serde(rename = "box")]
+    pub bounds: Bounds,
+}
+
+/// A rectangle in a picture, in pixels from its left upper corner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bounds {
+    /// Its left edge.
+    pub xmin: i32,
+    /// Its upper edge.
+    pub ymin: i32,
+    /// Its right edge.
+    pub xmax: i32,
+    /// Its lower edge.
+    pub ymax: i32,
+}
+
+/// A shape in a picture, as run lengths in the order of COCO: column by column, first the pixels outside it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mask {
+    /// How good the model thinks that it is.
+    pub score: f32,
+    /// Height and width of the picture, in pixels.
+    pub size: [u32; 2],
+    /// Pixels outside, inside, outside, and so on.
+    pub counts: Vec<u32>,
 }

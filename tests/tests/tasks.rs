@@ -8,7 +8,7 @@ use accel_node::process::NodeProcess;
 use accel_protocol::{Aggregation, Input, ModelRef, Task, TaskResult};
 use accel_tests::cluster::{Cluster, import, installed};
 use accel_tests::command::CommandLine;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 /// A swarm of two, of which the first has a model of that name and runs no jobs.
@@ -22,13 +22,35 @@ async fn swarm(cluster: &Cluster, name: &str) -> Result<(TaskCase, ModelRef, Nod
     Ok((case, model, client, worker))
 }
 
-fn arguments<'a>(question: &'a Question, task: Task, picture: &'a str) -> Vec<String> {
+/// How a person asks the question. Numbers are in a file of the cluster's.
+fn arguments(question: &Question, task: Task, cluster: &Cluster) -> Result<Vec<String>> {
+    let mut files = question.files.iter().map(|path| path.to_str().map(str::to_owned).context("a path in UTF-8"));
     let mut arguments = match &question.input {
         Input::Text(text) => vec![text.clone()],
         Input::Pair(first, second) => vec![first.clone(), "--context".into(), second.clone()],
-        _ => vec![picture.to_owned()],
+        Input::File(_) => vec![files.next().context("no file")??],
+        Input::Pictures(_, messages) => {
+            let mut arguments = vec![messages.last().context("nothing is said")?.content.clone()];
+            for file in files {
+                arguments.extend(["--image".into(), file?]);
+            }
+            arguments
+        }
+        Input::Series(times) => {
+            let line = |values: &Vec<f32>| values.iter().map(f32::to_string).collect::<Vec<_>>().join(",");
+            let path = cluster.path("series.csv");
+            std::fs::write(&path, times.iter().map(line).collect::<Vec<_>>().join("\n"))?;
+            vec![path.to_str().context("a path in UTF-8")?.to_owned()]
+        }
+        other => bail!("no way to ask {other:?}"),
     };
     arguments.extend(["--task".into(), task.name().to_owned()]);
+    if let Some(threshold) = question.options.threshold {
+        arguments.extend(["--threshold".into(), threshold.to_string()]);
+    }
+    if let Some(language) = &question.options.language {
+        arguments.extend(["--language".into(), language.clone()]);
+    }
     if let Some(count) = question.options.top_k {
         arguments.extend(["--top-k".into(), count.to_string()]);
     }
@@ -41,7 +63,7 @@ fn arguments<'a>(question: &'a Question, task: Task, picture: &'a str) -> Vec<St
         let name = format!("{:?}", question.options.aggregation).to_lowercase();
         arguments.extend(["--aggregation".into(), name]);
     }
-    arguments
+    Ok(arguments)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,8 +83,6 @@ async fn every_task_is_answered_through_two_processes_as_in_one() -> Result<()> 
     for name in names {
         let (case, model, client, worker) = swarm(&cluster, name).await?;
         let command = CommandLine::new(&cluster, &cluster.path(&format!("{name}-client")));
-        let picture = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tasks").join(name).join("picture.png");
-        let picture = picture.to_str().context("a path in UTF-8")?;
         let single = |question: &&Question| !matches!(question.input, Input::Texts(_));
         // Where all questions have several texts, the first of them is asked alone.
         let first = case.questions.first().context("no question")?;
@@ -76,7 +96,7 @@ async fn every_task_is_answered_through_two_processes_as_in_one() -> Result<()> 
         };
         for question in case.questions.iter().filter(single).chain([&alone]) {
             let model = model.to_string();
-            let asked = arguments(question, case.task, picture);
+            let asked = arguments(question, case.task, &cluster)?;
             let all: Vec<&str> =
                 ["--json", "run", &model].into_iter().chain(asked.iter().map(String::as_str)).collect();
             let ran = command.run(&all).await?;
@@ -92,7 +112,7 @@ async fn every_task_is_answered_through_two_processes_as_in_one() -> Result<()> 
         }
         // What people see of it.
         let model = model.to_string();
-        let asked = arguments(&alone, case.task, picture);
+        let asked = arguments(&alone, case.task, &cluster)?;
         let all: Vec<&str> = ["run", &model].into_iter().chain(asked.iter().map(String::as_str)).collect();
         let seen = command.run(&all).await?;
         ensure!(seen.data()?.lines().count() >= 1, "{seen:?}");

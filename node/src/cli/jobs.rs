@@ -1,22 +1,14 @@
-//! Prompts and answers.
+//! Conversations, and jobs that are under way.
 
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::path::Path;
 
-use accel_protocol::job::InvalidTask;
-use accel_protocol::limits::BLOB_INPUT_BYTES;
-use accel_protocol::result::{Entity, Filling, Span};
-use accel_protocol::{
-    Aggregation, FileBytes, Generation, Input, JobId, Message, ModelRef, Role, Task, TaskOptions, TaskResult,
-};
-use clap::builder::PossibleValuesParser;
-use libp2p::Multiaddr;
+use accel_protocol::{Generation, Input, JobId, Message, ModelRef, Role, Task, TaskOptions};
 use rustyline::error::ReadlineError;
 
 use super::answer::ask;
 use super::interrupts::Interrupts;
 use super::output::{Output, table};
-use super::session::Session;
 use super::{CliError, models};
 use crate::api::{Api, Cut, JobBody, default_deadline_ms};
 
@@ -59,7 +51,7 @@ pub(super) struct GenerationArgs {
 }
 
 impl GenerationArgs {
-    fn generation(&self) -> Generation {
+    pub(super) fn generation(&self) -> Generation {
         Generation {
             max_tokens: self.max_tokens,
             temperature: self.temperature,
@@ -75,112 +67,7 @@ impl GenerationArgs {
     }
 }
 
-#[derive(Clone, Debug, clap::Args)]
-pub(super) struct RunArgs {
-    /// CID, CID/path, ipfs://CID, or a file or directory, which is imported first
-    model: String,
-    /// What to answer, or the file of a picture or a sound; standard input when missing or "-"
-    prompt: Option<String>,
-    /// What to do
-    #[arg(long, default_value = Task::TextGeneration.name(), value_parser = task_names())]
-    task: String,
-    /// The text to find the answer in, or the one to compare with
-    #[arg(long)]
-    context: Option<String>,
-    /// What becomes of tokens that belong together, where tokens get labels
-    #[arg(long, default_value = "none", value_parser = ["none", "simple", "first", "average", "max"])]
-    aggregation: String,
-    /// Instructions that stand above the conversation
-    #[arg(long)]
-    system: Option<String>,
-    /// Continue the prompt as it stands, without the model's chat template
-    #[arg(long)]
-    raw: bool,
-    /// Submit straight to this peer with a throw-away identity; no daemon is needed
-    #[arg(long, value_name = "MULTIADDR")]
-    peer: Option<Multiaddr>,
-    #[command(flatten)]
-    generation: GenerationArgs,
-}
-
-impl RunArgs {
-    /// Whether the job goes straight to a peer.
-    pub(super) fn is_direct(&self) -> bool {
-        self.peer.is_some()
-    }
-
-    fn task(&self) -> Result<Task, CliError> {
-        self.task.parse().map_err(|error: InvalidTask| CliError::Usage(error.to_string()))
-    }
-
-    fn options(&self) -> TaskOptions {
-        let aggregation = match self.aggregation.as_str() {
-            "simple" => Aggregation::Simple,
-            "first" => Aggregation::First,
-            "average" => Aggregation::Average,
-            "max" => Aggregation::Max,
-            _ => Aggregation::None,
-        };
-        TaskOptions { top_k: (self.generation.top_k > 0).then_some(self.generation.top_k), aggregation }
-    }
-
-    fn body(&self, model: ModelRef, input: Input) -> Result<JobBody, CliError> {
-        Ok(JobBody { task: self.task()?, options: self.options(), ..body(model, input, &self.generation) })
-    }
-
-    async fn input(&self) -> Result<Input, CliError> {
-        let task = self.task()?;
-        if task == Task::ImageClassification {
-            let path = self.prompt.clone().unwrap_or_else(|| "-".to_owned());
-            return Ok(Input::File(off_the_runtime("read the file", move || read_file(&path)).await?));
-        }
-        let prompt = match self.prompt.as_deref() {
-            Some("-") | None => off_the_runtime("read the prompt", read_prompt).await?,
-            Some(prompt) => prompt.to_owned(),
-        };
-        if let Some(context) = &self.context {
-            return Ok(Input::Pair(prompt, context.clone()));
-        }
-        if self.raw || task != Task::TextGeneration {
-            return Ok(Input::Text(prompt));
-        }
-        let system = self.system.iter().map(|text| Message { role: Role::System, content: text.clone() });
-        let user = Message { role: Role::User, content: prompt };
-        Ok(Input::Chat(system.chain([user]).collect()))
-    }
-}
-
-/// A file of a picture or a sound, or what is piped in for "-".
-fn read_file(path: &str) -> Result<FileBytes, CliError> {
-    let mut bytes = Vec::new();
-    // One byte more than a job may have, so that what is too large is known as such.
-    let most = BLOB_INPUT_BYTES + 1;
-    let read = match path {
-        "-" if std::io::stdin().is_terminal() => return Err(CliError::Usage("give a file, or pipe one in".to_owned())),
-        "-" => std::io::stdin().lock().take(most).read_to_end(&mut bytes),
-        path => std::fs::File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes)),
-    };
-    read.map_err(|source| CliError::File { path: path.into(), source })?;
-    Ok(FileBytes(bytes))
-}
-
-fn task_names() -> PossibleValuesParser {
-    PossibleValuesParser::new(Task::ALL.map(Task::name))
-}
-
-fn read_prompt() -> Result<String, CliError> {
-    let mut stdin = std::io::stdin().lock();
-    if stdin.is_terminal() {
-        return Err(CliError::Usage("give a prompt, or pipe one in".to_owned()));
-    }
-    let mut text = String::new();
-    match stdin.read_to_string(&mut text) {
-        Ok(_) => Ok(text),
-        Err(source) => Err(CliError::File { path: "standard input".into(), source }),
-    }
-}
-
-fn body(model: ModelRef, input: Input, args: &GenerationArgs) -> JobBody {
+pub(super) fn body(model: ModelRef, input: Input, args: &GenerationArgs) -> JobBody {
     JobBody {
         id: None,
         model,
@@ -194,7 +81,7 @@ fn body(model: ModelRef, input: Input, args: &GenerationArgs) -> JobBody {
 }
 
 /// The model that a person names: by CID, or by a path, which is imported.
-async fn find_model(api: &Api, text: &str, output: &Output) -> Result<ModelRef, CliError> {
+pub(super) async fn find_model(api: &Api, text: &str, output: &Output) -> Result<ModelRef, CliError> {
     let named: Result<ModelRef, _> = text.parse();
     match named {
         Ok(model) => Ok(model),
@@ -203,78 +90,6 @@ async fn find_model(api: &Api, text: &str, output: &Output) -> Result<ModelRef, 
             models::parse(&added.cid)
         }
         Err(error) => Err(CliError::NoSuchModel(format!("{text:?} is no file here, and {error}"))),
-    }
-}
-
-pub(super) async fn run(
-    api: &Api,
-    args: RunArgs,
-    interrupts: &mut Interrupts,
-    output: &Output,
-) -> Result<(), CliError> {
-    let input = interrupts.unless(args.input()).await?;
-    let model = interrupts.unless(find_model(api, &args.model, output)).await?;
-    finish(api, args.body(model, input)?, interrupts, output).await
-}
-
-/// Submits to a peer without a daemon: a node of the command's own, with an identity and a store that vanish.
-pub(super) async fn run_direct(args: RunArgs, interrupts: &mut Interrupts, output: &Output) -> Result<(), CliError> {
-    let Some(peer) = args.peer.clone() else { return Ok(()) };
-    let model = models::parse(&args.model)?;
-    let input = interrupts.unless(args.input()).await?;
-    let session = interrupts.unless(Session::throw_away()).await?;
-    let result = async {
-        let address = peer.to_string();
-        let connected = async { Ok(session.api.connect(&address).await?) };
-        let peer = interrupts.unless(connected).await?;
-        let body = JobBody { peer: Some(peer), ..args.body(model, input)? };
-        finish(&session.api, body, interrupts, output).await
-    };
-    let result = result.await;
-    session.close(interrupts, output).await;
-    result
-}
-
-async fn finish(api: &Api, body: JobBody, interrupts: &mut Interrupts, output: &Output) -> Result<(), CliError> {
-    let answer = ask(api, body, interrupts, output).await?;
-    if output.is_json() {
-        return output.value(&answer, |_| String::new());
-    }
-    if !answer.results.is_empty() {
-        let text: Vec<String> = answer.results.iter().map(shown).collect();
-        return output.write(&format!("{}\n", text.join("\n\n")));
-    }
-    output.write("\n")
-}
-
-/// A result as people read it.
-fn shown(result: &TaskResult) -> String {
-    let score = |score: f32| format!("{score:.4}");
-    match result {
-        TaskResult::Labels(labels) => {
-            table(&["SCORE", "LABEL"], labels.iter().map(|label| vec![score(label.score), label.label.clone()]))
-        }
-        TaskResult::Fillings(masks) => {
-            let rows = masks.iter().flatten();
-            let row = |found: &Filling| vec![score(found.score), found.token_str.clone(), found.sequence.clone()];
-            table(&["SCORE", "TOKEN", "TEXT"], rows.map(row))
-        }
-        TaskResult::Entities(entities) => {
-            let at = |entity: &Entity| format!("{}..{}", entity.start, entity.end);
-            let row =
-                |entity: &Entity| vec![score(entity.score), entity.entity.clone(), entity.word.clone(), at(entity)];
-            table(&["SCORE", "LABEL", "WORD", "CHARACTERS"], entities.iter().map(row))
-        }
-        TaskResult::Answers(spans) => {
-            let at = |span: &Span| format!("{}..{}", span.start, span.end);
-            let row = |span: &Span| vec![score(span.score), span.answer.clone(), at(span)];
-            table(&["SCORE", "ANSWER", "CHARACTERS"], spans.iter().map(row))
-        }
-        TaskResult::Features { shape, values } => {
-            let width = shape.last().map_or(1, |&width| width as usize).max(1);
-            let line = |row: &[f32]| row.iter().map(f32::to_string).collect::<Vec<_>>().join(" ");
-            values.chunks(width).map(line).collect::<Vec<_>>().join("\n")
-        }
     }
 }
 
@@ -345,7 +160,7 @@ fn read_line() -> Result<Option<String>, CliError> {
 }
 
 /// What `read` gives, from a thread of its own: a pipe may stay silent for as long as it likes.
-async fn off_the_runtime<T: Send + 'static>(
+pub(super) async fn off_the_runtime<T: Send + 'static>(
     doing: &str,
     read: impl FnOnce() -> Result<T, CliError> + Send + 'static,
 ) -> Result<T, CliError> {

@@ -7,11 +7,12 @@ use std::fmt::Display;
 
 use cid::Cid;
 
-use super::{Generation, Input, JobSpec};
+use super::{Generation, Input, JobSpec, Message, Painting, TaskOptions};
 use crate::error::{ErrorCode, JobError};
 use crate::limits::{
     ANSWER_TOKENS, ARITHMETIC_BYTES, BLOB_INPUT_BYTES, CHAT_MESSAGES, DEADLINE_MS_MAX, INLINE_INPUT_BYTES,
-    MODEL_PATH_BYTES, REPETITION_PENALTY, STOP_TEXT_BYTES, STOP_TEXTS, TEMPERATURE, TEXTS, TOP_LOGPROBS, TOP_RESULTS,
+    LANGUAGE_BYTES, MODEL_PATH_BYTES, PAINTING_GUIDANCE, PAINTING_SIDE, PAINTING_STEPS, PICTURES, REPETITION_PENALTY,
+    STOP_TEXT_BYTES, STOP_TEXTS, TEMPERATURE, TEXTS, TOP_LOGPROBS, TOP_RESULTS,
 };
 
 impl JobSpec {
@@ -38,9 +39,7 @@ impl JobSpec {
 
     fn validate_rest(&self) -> Result<(), JobError> {
         self.generation.validate()?;
-        if let Some(count) = self.options.top_k {
-            within("top_k", count, 1, TOP_RESULTS)?;
-        }
+        self.options.validate()?;
         // A parsed name is within this; one that was put together in the program need not be.
         at_most("model path bytes", self.model.path.len(), MODEL_PATH_BYTES)?;
         at_most("prior tokens", self.prior.len(), self.generation.max_tokens as usize)?;
@@ -75,15 +74,49 @@ impl Generation {
     }
 }
 
+impl TaskOptions {
+    fn validate(&self) -> Result<(), JobError> {
+        if let Some(count) = self.top_k {
+            within("top_k", count, 1, TOP_RESULTS)?;
+        }
+        if let Some(threshold) = self.threshold {
+            within("threshold", threshold, 0.0, 1.0)?;
+        }
+        if let Some(language) = &self.language {
+            within("bytes of the language", language.len(), 1, LANGUAGE_BYTES)?;
+        }
+        let Painting { steps, guidance, negative, width, height } = &self.painting;
+        if let Some(steps) = *steps {
+            within("steps", steps, 1, PAINTING_STEPS)?;
+        }
+        if let Some(guidance) = *guidance {
+            within("guidance", guidance, 0.0, PAINTING_GUIDANCE)?;
+        }
+        if let Some(text) = negative {
+            at_most("bytes of what is not to be shown", text.len(), INLINE_INPUT_BYTES)?;
+        }
+        for (name, side) in [("width", *width), ("height", *height)] {
+            if let Some(side) = side {
+                within(name, side, 1, PAINTING_SIDE)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Input {
-    /// The bytes of its texts or its file.
+    /// The bytes of its texts, files or numbers.
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Text(text) | Self::Blob(text) => text.len() as u64,
-            Self::Chat(messages) => messages.iter().map(|message| message.content.len() as u64).sum(),
+            Self::Chat(messages) => said(messages),
             Self::Texts(texts) => texts.iter().map(|text| text.len() as u64).sum(),
             Self::Pair(first, second) => (first.len() + second.len()) as u64,
             Self::File(file) => file.0.len() as u64,
+            Self::Pictures(files, messages) => {
+                files.iter().map(|file| file.0.len() as u64).sum::<u64>() + said(messages)
+            }
+            Self::Series(times) => times.iter().map(|channels| size_of_val(channels.as_slice()) as u64).sum(),
         }
     }
 
@@ -119,10 +152,25 @@ impl Input {
             Self::Blob(_) => {
                 return Err(invalid("input blob: expected a text, a conversation or a file inside, found a blob"));
             }
+            Self::Pictures(files, messages) => {
+                within("pictures", files.len(), 1, PICTURES)?;
+                within("messages", messages.len(), 1, CHAT_MESSAGES)?;
+            }
+            Self::Series(times) => {
+                let channels = times.first().map_or(0, Vec::len);
+                if channels == 0 || times.iter().any(|values| values.len() != channels) {
+                    return Err(invalid("series: expected the same number of values, at least one, at each time"));
+                }
+            }
             Self::Text(_) | Self::Pair(..) | Self::File(_) => {}
         }
         at_most("input bytes", self.bytes(), limit_bytes)
     }
+}
+
+/// The bytes that are said in a conversation.
+fn said(messages: &[Message]) -> u64 {
+    messages.iter().map(|message| message.content.len() as u64).sum()
 }
 
 /// An error unless `least <= found <= most`, which NaN is not.

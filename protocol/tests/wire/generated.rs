@@ -1,10 +1,11 @@
 //! Values of every message: generated ones, and one of each for the snapshot.
 
-use accel_protocol::result::{Entity, Filling, Label, Span};
+use accel_protocol::result::{Bounds, Entity, Filling, Label, Mask, Span, Thing};
 use accel_protocol::{
     Advert, Aggregation, Arithmetic, Backend, Device, ErrorCode, EventRecord, FileBytes, FinishReason, Generation,
     HeldModel, Input, JobError, JobEvent, JobId, JobRequest, JobResponse, JobSpec, JobState, JobStatus, Load, Message,
-    ModelRef, OutputRequest, Proof, Rejection, Role, Task, TaskOptions, TaskResult, TokenLogprob, Usage, frame,
+    ModelRef, OutputRequest, Painting, Proof, Rejection, Role, Task, TaskOptions, TaskResult, TokenLogprob, Usage,
+    frame,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -77,12 +78,15 @@ fn error() -> impl Strategy<Value = JobError> {
 fn input() -> impl Strategy<Value = Input> {
     let role = select(&[Role::System, Role::User, Role::Assistant][..]);
     let message = (role, ".{0,30}").prop_map(|(role, content)| Message { role, content });
+    let file = || vec(any::<u8>(), 0..40).prop_map(FileBytes);
     prop_oneof![
         ".{0,60}".prop_map(Input::Text),
-        vec(message, 0..4).prop_map(Input::Chat),
+        vec(message.clone(), 0..4).prop_map(Input::Chat),
         vec(".{0,8}", 0..4).prop_map(Input::Texts),
         (".{0,8}", ".{0,8}").prop_map(|(first, second)| Input::Pair(first, second)),
-        vec(any::<u8>(), 0..40).prop_map(|bytes| Input::File(FileBytes(bytes))),
+        file().prop_map(Input::File),
+        (vec(file(), 0..3), vec(message, 0..3)).prop_map(|(files, messages)| Input::Pictures(files, messages)),
+        vec(vec(number(), 0..3), 0..4).prop_map(Input::Series),
         select(&ROOTS[..]).prop_map(|root| Input::Blob(root.into())),
     ]
 }
@@ -110,18 +114,18 @@ fn generation() -> impl Strategy<Value = Generation> {
 fn job() -> impl Strategy<Value = JobSpec> {
     let rest = (vec(any::<u32>(), 0..8), option::of(arithmetic()), any::<u64>());
     (job_id(), model(), (select(&Task::ALL[..]), input()), generation(), rest).prop_map(
-        |(id, model, (task, input), generation, (prior, arithmetic, deadline_ms))| JobSpec {
-            id,
-            model,
-            task,
-            input,
-            generation,
-            options: TaskOptions { top_k: prior.first().copied(), aggregation: Aggregation::Max },
-            prior,
-            arithmetic,
-            deadline_ms,
+        |(id, model, (task, input), generation, (prior, arithmetic, deadline_ms))| {
+            let options = options(prior.first().copied(), generation.top_p, &generation.stop);
+            JobSpec { id, model, task, input, generation, options, prior, arithmetic, deadline_ms }
         },
     )
+}
+
+fn options(count: Option<u32>, number: f32, texts: &[String]) -> TaskOptions {
+    let (steps, width, height, threshold) = (count, count, None, Some(number));
+    let painting = Painting { steps, guidance: threshold, negative: texts.first().cloned(), width, height };
+    let language = texts.last().cloned();
+    TaskOptions { top_k: count, aggregation: Aggregation::Max, threshold, language, painting }
 }
 
 fn result() -> impl Strategy<Value = TaskResult> {
@@ -137,7 +141,16 @@ fn result() -> impl Strategy<Value = TaskResult> {
         .prop_map(|(entity, score, index, word, start, end)| Entity { entity, score, index, word, start, end });
     let span =
         (text(), number(), at(), at()).prop_map(|(answer, score, start, end)| Span { answer, score, start, end });
+    let corner = || any::<i32>();
+    let bounds =
+        (corner(), corner(), corner(), corner()).prop_map(|(xmin, ymin, xmax, ymax)| Bounds { xmin, ymin, xmax, ymax });
+    let thing = (number(), text(), bounds).prop_map(|(score, label, bounds)| Thing { score, label, bounds });
+    let mask =
+        (number(), any::<[u32; 2]>(), vec(at(), 0..5)).prop_map(|(score, size, counts)| Mask { score, size, counts });
     prop_oneof![
+        vec(thing, 0..3).prop_map(TaskResult::Things),
+        vec(mask, 0..3).prop_map(TaskResult::Masks),
+        vec(any::<u8>(), 0..40).prop_map(|bytes| TaskResult::Picture(FileBytes(bytes))),
         vec(label, 0..3).prop_map(TaskResult::Labels),
         vec(vec(filling, 0..3), 0..2).prop_map(TaskResult::Fillings),
         vec(entity, 0..3).prop_map(TaskResult::Entities),
@@ -268,9 +281,29 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
     let classify = JobSpec {
         task: Task::TextClassification,
         input: Input::File(FileBytes(vec![0, 255])),
-        options: TaskOptions { top_k: Some(5), aggregation: Aggregation::Simple },
+        options: TaskOptions { top_k: Some(5), aggregation: Aggregation::Simple, ..TaskOptions::default() },
         ..job.clone()
     };
+    let paint = JobSpec {
+        task: Task::TextToImage,
+        input: Input::Text("a river".into()),
+        options: options(Some(20), 7.5, &["rain".into()]),
+        ..job.clone()
+    };
+    let look = JobSpec {
+        task: Task::ImageTextToText,
+        input: Input::Pictures(vec![FileBytes(vec![7])], vec![message(Role::User, "What?")]),
+        ..job.clone()
+    };
+    let forecast = JobSpec {
+        task: Task::TimeSeriesForecasting,
+        input: Input::Series(vec![vec![1.0, 2.0], vec![3.0, 4.0]]),
+        ..job.clone()
+    };
+    let bounds = Bounds { xmin: -1, ymin: 2, xmax: 300, ymax: 4 };
+    let things = TaskResult::Things(vec![Thing { score: 0.5, label: "moth".into(), bounds }]);
+    let masks = TaskResult::Masks(vec![Mask { score: 0.5, size: [2, 3], counts: vec![1, 2, 3] }]);
+    let picture = TaskResult::Picture(FileBytes(vec![137, 80]));
     let labels = TaskResult::Labels(vec![Label { label: "joy".into(), score: 0.75 }]);
     let done = |text: &str, results, reason| JobEvent::Done { text: text.into(), results, reason, usage };
     let event = |number, event| frame::encode(&EventRecord { number, event }).unwrap();
@@ -282,6 +315,9 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("request submit", request(JobRequest::Submit(Box::new(job)))),
         ("request submit a file", request(JobRequest::Submit(Box::new(classify)))),
+        ("request submit a painting", request(JobRequest::Submit(Box::new(paint)))),
+        ("request submit pictures", request(JobRequest::Submit(Box::new(look)))),
+        ("request submit series", request(JobRequest::Submit(Box::new(forecast)))),
         ("request status", request(JobRequest::Status(id))),
         ("request cancel", request(JobRequest::Cancel(id))),
         ("request capabilities", request(JobRequest::Capabilities(Box::new(advert.clone())))),
@@ -298,6 +334,7 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
         ("event token", event(2, token)),
         ("event done", event(3, done(".", Vec::new(), FinishReason::EndOfText))),
         ("event done with a result", event(3, done("", vec![labels], FinishReason::Complete))),
+        ("event done with shapes", event(3, done("", vec![things, masks, picture], FinishReason::Complete))),
         ("event failed", event(4, JobEvent::Failed { error })),
         ("event cancelled", event(5, JobEvent::Cancelled)),
         ("output", frame::encode(&OutputRequest { job: id, from: 3 }).unwrap()),

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use accel_protocol::{FileBytes, Generation, Input, Task, TaskOptions, TaskResult};
+use accel_protocol::{FileBytes, Generation, Input, Message, Task, TaskOptions, TaskResult};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
@@ -30,6 +30,8 @@ pub struct Question {
     pub input: Input,
     /// The same as the case has it.
     pub written: Value,
+    /// The files that it is about.
+    pub files: Vec<PathBuf>,
     /// How.
     pub options: TaskOptions,
     /// What the pipeline answered.
@@ -68,12 +70,19 @@ impl TaskCase {
         let written: Written = serde_json::from_slice(&text).with_context(|| directory.display().to_string())?;
         let question = |question: WrittenQuestion| {
             let WrittenQuestion { input: written, options, expected, text, generation } = question;
-            // A file is beside the case.
-            let input = match written["file"].as_str() {
-                Some(name) => Input::File(FileBytes(std::fs::read(directory.join(name))?)),
-                None => serde_json::from_value(written.clone())?,
+            // Files are beside the case.
+            let paths = |names: &[String]| names.iter().map(|name| directory.join(name)).collect::<Vec<_>>();
+            let file = |path: &PathBuf| std::fs::read(path).map(FileBytes).with_context(|| path.display().to_string());
+            let (input, files) = if let Some(name) = written["file"].as_str() {
+                let path = directory.join(name);
+                (Input::File(file(&path)?), vec![path])
+            } else if let Ok((names, messages)) = <(Vec<String>, Vec<Message>)>::deserialize(&written["pictures"]) {
+                let paths = paths(&names);
+                (Input::Pictures(paths.iter().map(file).collect::<Result<_>>()?, messages), paths)
+            } else {
+                (serde_json::from_value(written.clone())?, Vec::new())
             };
-            Ok(Question { input, written, options, expected, text, generation })
+            Ok(Question { input, written, files, options, expected, text, generation })
         };
         let questions = written.questions.into_iter().map(question).collect::<Result<_>>()?;
         Ok(Self { directory: directory.to_owned(), task: written.task, questions })

@@ -58,7 +58,7 @@ fn answers_as_the_pipeline(name: &str) -> Result<()> {
     let (case, mut pipeline) = load(name)?;
     ensure!(!case.questions.is_empty());
     for Question { input, written, options, expected, .. } in &case.questions {
-        let found = ask(&mut *pipeline, case.task, input, *options)?;
+        let found = ask(&mut *pipeline, case.task, input, options.clone())?;
         compare(&found, expected).with_context(|| format!("{name}: {written} {options:?}"))?;
     }
     Ok(())
@@ -149,7 +149,7 @@ fn wrong_questions_are_refused() -> Result<()> {
         };
         ensure!(error.code == code && error.message.contains(words), "{error:?}");
         let Some(Question { input, options, expected, .. }) = case.questions.first() else { bail!("no question") };
-        compare(&ask(&mut *pipeline, case.task, input, *options)?, expected)
+        compare(&ask(&mut *pipeline, case.task, input, options.clone())?, expected)
     };
     let text = |text: &str| Input::Text(text.to_owned());
     let invalid = ErrorCode::InvalidRequest;
