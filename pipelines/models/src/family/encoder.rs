@@ -95,6 +95,11 @@ impl Encoder {
         Ok(Self { stack, pooler: pooler.zip(spec.pooler), head: spec.head, tokens, dense, layer, second })
     }
 
+    /// Its layers.
+    pub fn stack(&self) -> &Stack {
+        &self.stack
+    }
+
     /// The most positions of a sequence.
     pub fn context(&self) -> usize {
         match self.stack.spec().embed.positions {

@@ -99,6 +99,16 @@ impl EncoderDecoder {
         Ok(Self { encoder, features, decoder, head: spec.head, matrix, row, dense, weights, start, padding })
     }
 
+    /// The stack of the encoder, and that of the decoder where there is one.
+    pub fn stacks(&self) -> impl Iterator<Item = &Stack> {
+        std::iter::once(&self.encoder).chain(&self.decoder)
+    }
+
+    /// The same, to have somebody else work out their experts.
+    pub fn stacks_mut(&mut self) -> impl Iterator<Item = &mut Stack> {
+        std::iter::once(&mut self.encoder).chain(&mut self.decoder)
+    }
+
     /// The most positions of what is given, and of what the decoder writes; those of a stack that learned no positions
     /// are without number.
     pub fn contexts(&self) -> [usize; 2] {
