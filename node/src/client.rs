@@ -227,6 +227,7 @@ impl<E: Fn() -> bool> Reader<'_, E> {
             event @ (JobEvent::Fetching { .. }
             | JobEvent::Fetched { .. }
             | JobEvent::Reading { .. }
+            | JobEvent::Working { .. }
             | JobEvent::Done { .. }
             | JobEvent::Failed { .. }) => event,
         };

@@ -245,6 +245,9 @@ impl SequencePipeline {
         let next = beams.advance(logits.into_iter(), &job.settings.rules, &job.limits).map_err(not_numbers)?;
         if let Next::On(from) = next {
             state.reorder(&from);
+            // The best answer shows only at the end; until then, this says that somebody is at work.
+            let (done, total) = (beams.length() as u32, job.limits.max_length as u32);
+            out(id, JobEvent::Working { done, total });
             return Ok(());
         }
         let mut answer = beams.answer();

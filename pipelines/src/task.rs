@@ -97,6 +97,10 @@ impl<H: Head> TaskPipeline<H> {
                 return Err(JobError::new(ErrorCode::InvalidRequest, words));
             }
             job.results.push(result);
+            let (done, total) = (job.results.len() as u32, job.readings.len() as u32);
+            if done < total {
+                out(id, JobEvent::Working { done, total });
+            }
         }
         if job.results.len() == job.readings.len()
             && let Some(job) = self.jobs.remove(&id)

@@ -390,6 +390,14 @@ pub enum JobEvent {
         /// Tokens to read.
         total_tokens: u32,
     },
+    /// A part of the work is done of which nothing is to be seen yet: an input of several, a step of a search for the
+    /// best answer, or of a painting.
+    Working {
+        /// Parts done.
+        done: u32,
+        /// Parts to do, at most.
+        total: u32,
+    },
     /// The worker went away and another goes on with the answer.
     Moved {
         /// The peer that goes on.

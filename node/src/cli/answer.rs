@@ -129,6 +129,10 @@ async fn read(
                 bar.get_or_insert_with(|| output.tokens_bar("reading")).show(done_tokens.into(), total_tokens.into());
                 continue;
             }
+            JobEvent::Working { done, total } if clock.first.is_none() => {
+                bar.get_or_insert_with(|| output.steps_bar("working")).show(done.into(), total.into());
+                continue;
+            }
             _ => bar = None,
         }
         if take(&mut answer, &mut clock, event, output)? {
@@ -148,7 +152,7 @@ struct Clock {
 fn take(answer: &mut Answer, clock: &mut Clock, event: JobEvent, output: &Output) -> Result<bool, CliError> {
     let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e3;
     match event {
-        JobEvent::Fetching { .. } | JobEvent::Reading { .. } => {}
+        JobEvent::Fetching { .. } | JobEvent::Reading { .. } | JobEvent::Working { .. } => {}
         JobEvent::Fetched { bytes, peers, elapsed_ms } => {
             answer.fetched = Some(Fetched { bytes, peers, seconds: elapsed_ms as f64 / 1e3 });
         }

@@ -87,6 +87,11 @@ impl Output {
         self.bar(what, "{msg:<12} {bar:30} {pos:>7} of {len:<7} tokens {per_sec:>12} {eta:>4}")
     }
 
+    /// A progress bar over steps; hidden unless a person looks on.
+    pub(super) fn steps_bar(&self, what: &str) -> Bar {
+        self.bar(what, "{msg:<12} {bar:30} {pos:>7} of {len:<7} {eta:>4}")
+    }
+
     fn bar(&self, what: &str, style: &str) -> Bar {
         let hidden = self.json || !std::io::stderr().is_terminal();
         let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };

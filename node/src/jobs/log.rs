@@ -66,7 +66,8 @@ impl EventLog {
             | JobEvent::Fetched { .. }
             | JobEvent::Moved { .. }
             | JobEvent::Started { .. }
-            | JobEvent::Reading { .. } => {
+            | JobEvent::Reading { .. }
+            | JobEvent::Working { .. } => {
                 events.state = JobState::Running;
             }
             JobEvent::Token { index, .. } => {
@@ -169,6 +170,10 @@ fn size(event: &JobEvent) -> usize {
             JobEvent::Failed { error } => error.message.len(),
             JobEvent::Moved { peer, .. } => peer.len(),
             JobEvent::Started { arithmetic, .. } => arithmetic.0.len(),
-            JobEvent::Fetching { .. } | JobEvent::Fetched { .. } | JobEvent::Reading { .. } | JobEvent::Cancelled => 0,
+            JobEvent::Fetching { .. }
+            | JobEvent::Fetched { .. }
+            | JobEvent::Reading { .. }
+            | JobEvent::Working { .. }
+            | JobEvent::Cancelled => 0,
         }
 }

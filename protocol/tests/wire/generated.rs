@@ -182,6 +182,7 @@ fn record() -> impl Strategy<Value = EventRecord> {
             .prop_map(|(prompt_tokens, arithmetic)| JobEvent::Started { prompt_tokens, arithmetic }),
         (any::<u32>(), any::<u32>())
             .prop_map(|(done_tokens, total_tokens)| JobEvent::Reading { done_tokens, total_tokens }),
+        any::<(u32, u32)>().prop_map(|(done, total)| JobEvent::Working { done, total }),
         any::<(u64, u32, u64)>().prop_map(|(bytes, peers, elapsed_ms)| JobEvent::Fetched { bytes, peers, elapsed_ms }),
         (".{0,60}", any::<u32>(), any::<bool>()).prop_map(|(peer, prior_tokens, exact)| JobEvent::Moved {
             peer,
@@ -331,6 +332,7 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
         ("event moved", event(2, JobEvent::Moved { peer: "12D3KooW".into(), prior_tokens: 40, exact: true })),
         ("event started", event(1, JobEvent::Started { prompt_tokens: 37, arithmetic: Arithmetic("f32-1".into()) })),
         ("event reading", event(2, JobEvent::Reading { done_tokens: 128, total_tokens: 300 })),
+        ("event working", event(2, JobEvent::Working { done: 3, total: 50 })),
         ("event token", event(2, token)),
         ("event done", event(3, done(".", Vec::new(), FinishReason::EndOfText))),
         ("event done with a result", event(3, done("", vec![labels], FinishReason::Complete))),
