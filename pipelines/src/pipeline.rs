@@ -114,7 +114,7 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
         Model::Decoder(decoder) if tasks == [Task::TextGeneration] => {
             return Ok(Box::new(TextPipeline::new(engine, *decoder, tokenizer, bytes, options)));
         }
-        Model::EncoderDecoder(model) => {
+        Model::EncoderDecoder(model) if tasks.contains(&Task::Summarization) => {
             let chosen = Chosen::read(&*files, model.vocabulary())?;
             return Ok(Box::new(SequencePipeline::new(engine, *model, tokenizer, chosen, bytes, options)));
         }
@@ -127,16 +127,19 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
 
 /// The tasks that a class of a family is for; none for what has none yet.
 pub fn tasks(spec: &Spec, head: HeadKind) -> &'static [Task] {
+    let reads_text = match spec {
+        Spec::Decoder(_) | Spec::Encoder(_) => true,
+        Spec::EncoderDecoder(spec) => matches!(spec.source, SourceSpec::Tokens),
+        _ => false,
+    };
     match (spec, head) {
         (Spec::Decoder(_), HeadKind::NextToken) => &[Task::TextGeneration],
-        (Spec::EncoderDecoder(spec), HeadKind::NextToken) if matches!(spec.source, SourceSpec::Tokens) => {
-            &[Task::Summarization, Task::Translation]
-        }
+        (Spec::EncoderDecoder(_), HeadKind::NextToken) if reads_text => &[Task::Summarization, Task::Translation],
         (Spec::Encoder(spec), HeadKind::States) if !matches!(spec.head, EncoderHead::States) => &[],
         (Spec::Decoder(_) | Spec::Encoder(_), HeadKind::States) => &[Task::FeatureExtraction, Task::Embedding],
-        (Spec::Decoder(_) | Spec::Encoder(_), HeadKind::SequenceLabels) => &[Task::TextClassification],
-        (Spec::Decoder(_) | Spec::Encoder(_), HeadKind::TokenLabels) => &[Task::TokenClassification],
-        (Spec::Decoder(_) | Spec::Encoder(_), HeadKind::Span) => &[Task::QuestionAnswering],
+        (_, HeadKind::SequenceLabels) if reads_text => &[Task::TextClassification],
+        (_, HeadKind::TokenLabels) if reads_text => &[Task::TokenClassification],
+        (_, HeadKind::Span) if reads_text => &[Task::QuestionAnswering],
         (Spec::Encoder(_), HeadKind::MaskedToken) => &[Task::FillMask],
         (Spec::Vision(_), HeadKind::Image(arch::ImageHead::Labels)) => &[Task::ImageClassification],
         _ => &[],

@@ -246,6 +246,13 @@ CASES = {
         | {"problem_type": "multi_label_classification"} | names("true", "new", "dull", "long"),
         lambda: byte_pairs(128), decoder_classification, {},
     ),
+    "text-classification-bart": (
+        "text-classification", "BartForSequenceClassification", bart(**names("joy", "anger", "calm")),
+        lambda: marked_byte_pairs(96), text_classification, {},
+    ),
+    "question-answering-bart": (
+        "question-answering", "BartForQuestionAnswering", bart(), lambda: marked_byte_pairs(90), question_answering, {},
+    ),
     "token-classification": (
         "token-classification", "BertForTokenClassification", bert(**ENTITIES),
         lambda: word_pieces(128), token_classification, {},

@@ -233,6 +233,8 @@ impl Model {
         match self {
             Self::Decoder(model) => model.context(),
             Self::Encoder(model) => model.context(),
+            // Where both read the same text, it has to fit both.
+            Self::EncoderDecoder(model) => model.contexts().into_iter().min().unwrap_or(usize::MAX),
             _ => usize::MAX,
         }
     }

@@ -75,6 +75,16 @@ fn texts_get_labels_of_a_decoder_each_for_itself() -> Result<()> {
 }
 
 #[test]
+fn an_encoder_with_a_decoder_labels_texts() -> Result<()> {
+    answers_as_the_pipeline("text-classification-bart")
+}
+
+#[test]
+fn an_encoder_with_a_decoder_answers_questions() -> Result<()> {
+    answers_as_the_pipeline("question-answering-bart")
+}
+
+#[test]
 fn parts_of_texts_get_labels_however_they_are_put_together() -> Result<()> {
     answers_as_the_pipeline("token-classification")
 }
