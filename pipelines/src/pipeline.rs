@@ -99,18 +99,19 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
     }
     let engine = Engine::cpu(options.threads).map_err(PipelineError::Engine)?;
     let tokenizer = |files| Tokenizer::load(files, index.gguf());
-    let model = || {
+    let spec = described.spec;
+    let model = |spec| {
         let loader = Loader::new(&*files, &index, described.rules, &engine);
-        let model = Model::load(&loader, described.spec)?;
+        let model = Model::load(&loader, spec)?;
         loader.finish().map(|()| model)
     };
-    if tasks == [Task::ImageClassification] {
-        let head = ImageHead::read(&*files, engine.clone())?;
-        return Ok(Box::new(TaskPipeline::new(model()?, head, bytes)));
+    if let [Task::ImageClassification | Task::ObjectDetection] = tasks {
+        let head = ImageHead::read(&*files, engine.clone(), &spec)?;
+        return Ok(Box::new(TaskPipeline::new(model(spec)?, head, bytes)));
     }
     // Files that tell how to read a text are small: what is wrong with them is said before the weights are read.
     let tokenizer = tokenizer(&*files)?;
-    let model = match model()? {
+    let model = match model(spec)? {
         Model::Decoder(decoder) if tasks == [Task::TextGeneration] => {
             return Ok(Box::new(TextPipeline::new(engine, *decoder, tokenizer, bytes, options)));
         }
@@ -139,6 +140,9 @@ pub fn tasks(spec: &Spec, head: HeadKind) -> &'static [Task] {
         (Spec::Decoder(_) | Spec::Encoder(_), HeadKind::Span) => &[Task::QuestionAnswering],
         (Spec::Encoder(_), HeadKind::MaskedToken) => &[Task::FillMask],
         (Spec::Vision(_), HeadKind::Image(arch::ImageHead::Labels)) => &[Task::ImageClassification],
+        (Spec::Detection(_) | Spec::Deformable(_), HeadKind::Image(arch::ImageHead::Objects)) => {
+            &[Task::ObjectDetection]
+        }
         _ => &[],
     }
 }

@@ -76,6 +76,7 @@ async fn every_task_is_answered_through_two_processes_as_in_one() -> Result<()> 
         "feature-extraction",
         "embedding",
         "image-classification",
+        "object-detection",
         "summarization",
         "translation",
     ];
