@@ -21,6 +21,7 @@ use crate::error::PipelineError;
 use crate::sequence::{Chosen, SequencePipeline};
 use crate::task::TaskPipeline;
 use crate::task::image::ImageHead;
+use crate::task::masks::MaskHead;
 use crate::task::text::TextHead;
 use crate::text::TextPipeline;
 use crate::tokenizer::Tokenizer;
@@ -109,6 +110,10 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
         let head = ImageHead::read(&*files, engine.clone(), &spec)?;
         return Ok(Box::new(TaskPipeline::new(model(spec)?, head, bytes)));
     }
+    if tasks == [Task::MaskGeneration] {
+        let head = MaskHead::read(&*files, engine.clone())?;
+        return Ok(Box::new(TaskPipeline::new(model(spec)?, head, bytes)));
+    }
     // Files that tell how to read a text are small: what is wrong with them is said before the weights are read.
     let tokenizer = tokenizer(&*files)?;
     let model = match model(spec)? {
@@ -143,6 +148,7 @@ pub fn tasks(spec: &Spec, head: HeadKind) -> &'static [Task] {
         (Spec::Detection(_) | Spec::Deformable(_), HeadKind::Image(arch::ImageHead::Objects)) => {
             &[Task::ObjectDetection]
         }
+        (Spec::Segmentation(_), _) => &[Task::MaskGeneration],
         _ => &[],
     }
 }

@@ -8,6 +8,7 @@ mod features;
 mod fillings;
 pub mod image;
 mod labels;
+pub mod masks;
 mod objects;
 pub mod text;
 

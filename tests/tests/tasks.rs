@@ -77,6 +77,7 @@ async fn every_task_is_answered_through_two_processes_as_in_one() -> Result<()> 
         "embedding",
         "image-classification",
         "object-detection",
+        "mask-generation",
         "summarization",
         "translation",
     ];

@@ -186,8 +186,13 @@ fn objects_are_found() -> Result<()> {
 }
 
 #[test]
+fn all_that_is_in_a_picture_is_cut_out() -> Result<()> {
+    answers_as_the_pipeline("mask-generation")
+}
+
+#[test]
 fn files_that_are_no_pictures_are_refused() -> Result<()> {
-    for name in ["object-detection", "object-detection-points"] {
+    for name in ["object-detection", "object-detection-points", "mask-generation"] {
         refuses_bad_pictures(name)?;
     }
     Ok(())
