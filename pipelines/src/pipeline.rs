@@ -18,7 +18,7 @@ use accel_models::spec::encoder_decoder::SourceSpec;
 use accel_protocol::{Arithmetic, JobError, JobEvent, JobId, JobSpec, Task};
 
 use crate::error::PipelineError;
-use crate::sequence::{Chosen, SequencePipeline};
+use crate::sequence::{Reader, SequencePipeline};
 use crate::task::TaskPipeline;
 use crate::task::image::ImageHead;
 use crate::task::masks::MaskHead;
@@ -116,13 +116,15 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
     }
     // Files that tell how to read a text are small: what is wrong with them is said before the weights are read.
     let tokenizer = tokenizer(&*files)?;
+    if tasks.iter().any(|task| task.is_generation() && *task != Task::TextGeneration) {
+        let reading = (Reader::of(&*files, &spec)?, tasks);
+        let (model, engine) = (model(spec)?, engine.clone());
+        let pipeline = SequencePipeline::new((engine, &*files), model, tokenizer, reading, bytes, options)?;
+        return Ok(Box::new(pipeline));
+    }
     let model = match model(spec)? {
         Model::Decoder(decoder) if tasks == [Task::TextGeneration] => {
             return Ok(Box::new(TextPipeline::new(engine, *decoder, tokenizer, bytes, options)));
-        }
-        Model::EncoderDecoder(model) => {
-            let chosen = Chosen::read(&*files, model.vocabulary())?;
-            return Ok(Box::new(SequencePipeline::new(engine, *model, tokenizer, chosen, bytes, options)));
         }
         model => model,
     };
@@ -149,6 +151,8 @@ pub fn tasks(spec: &Spec, head: HeadKind) -> &'static [Task] {
             &[Task::ObjectDetection]
         }
         (Spec::Segmentation(_), _) => &[Task::MaskGeneration],
+        (Spec::VisionLanguage(_), HeadKind::Image(arch::ImageHead::Caption)) => &[Task::ImageToText],
+        (Spec::Multimodal(_), HeadKind::NextToken) => &[Task::ImageTextToText],
         _ => &[],
     }
 }

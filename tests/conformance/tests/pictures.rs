@@ -7,8 +7,8 @@ use accel_backends::files::LocalFiles;
 use accel_conformance::task::{Question, TaskCase, compare};
 use accel_pipelines::{LoadOptions, Pipeline, StepPlan};
 use accel_protocol::{
-    ErrorCode, FileBytes, FinishReason, Input, JobError, JobEvent, JobId, JobSpec, ModelRef, Painting, Task,
-    TaskOptions, TaskResult,
+    ErrorCode, FileBytes, FinishReason, Input, JobError, JobEvent, JobId, JobSpec, Message, ModelRef, Painting, Role,
+    Task, TaskOptions, TaskResult,
 };
 use anyhow::{Context, Result, bail, ensure};
 
@@ -186,14 +186,60 @@ fn objects_are_found() -> Result<()> {
 }
 
 #[test]
+fn pictures_are_captioned_by_settings_of_the_model_and_of_the_one_within() -> Result<()> {
+    answers_as_the_pipeline("image-to-text")?;
+    answers_as_the_pipeline("image-to-text-within")
+}
+
+#[test]
+fn conversations_are_about_pictures_of_one_size_and_of_any() -> Result<()> {
+    answers_as_the_pipeline("image-text-to-text")?;
+    answers_as_the_pipeline("image-text-to-text-grid")
+}
+
+#[test]
 fn all_that_is_in_a_picture_is_cut_out() -> Result<()> {
     answers_as_the_pipeline("mask-generation")
 }
 
 #[test]
 fn files_that_are_no_pictures_are_refused() -> Result<()> {
-    for name in ["object-detection", "object-detection-points", "mask-generation"] {
+    for name in ["object-detection", "object-detection-points", "image-to-text", "mask-generation"] {
         refuses_bad_pictures(name)?;
+    }
+    Ok(())
+}
+
+/// What cannot be said about pictures is refused in words, and the next job is answered as ever.
+#[test]
+fn wrong_conversations_are_refused() -> Result<()> {
+    let invalid = ErrorCode::InvalidRequest;
+    for name in ["image-text-to-text", "image-text-to-text-grid"] {
+        let (case, mut pipeline) = load(name)?;
+        let whole = first(&case)?;
+        let Input::Pictures(files, messages) = &whole.input else { bail!("{:?}", whole.written) };
+        let [picture] = files.as_slice() else { bail!("{:?}", whole.written) };
+        let said = |role, content: &str| Message { role, content: content.to_owned() };
+        let with = |files: &[FileBytes], message| Input::Pictures(files.to_vec(), vec![message]);
+        let own = if name == "image-text-to-text" { "<image>" } else { "<|image_pad|>" };
+        for (input, code, words) in [
+            (Input::File(picture.clone()), invalid, "a conversation"),
+            (Input::Text("What is it?".into()), invalid, "a conversation"),
+            (with(files, said(Role::Assistant, "Tea.")), invalid, "the person speaks last"),
+            (Input::Pictures(files.clone(), Vec::new()), invalid, "the person speaks last"),
+            (with(files, said(Role::User, own)), invalid, "places for pictures"),
+            (with(&[FileBytes(huge())], said(Role::User, "Tea?")), invalid, "at most 67108864 pixels"),
+            (with(&vec![picture.clone(); 64], said(Role::User, "Tea?")), ErrorCode::ContextLength, "256"),
+            (with(files, said(Role::User, &"tea ".repeat(200))), ErrorCode::ContextLength, "256"),
+        ] {
+            let question = Question { input, ..whole.clone() };
+            refused(ask(&mut *pipeline, case.task, &question, &[]), code, words).context(name)?;
+        }
+        ensure!(!messages.is_empty());
+        answers(&mut *pipeline, case.task, &whole)?;
+        let (case, mut pipeline) = load_without_numbers(name)?;
+        refused(ask(&mut *pipeline, case.task, &whole, &[]), ErrorCode::ModelInvalid, "are not numbers")
+            .context(name)?;
     }
     Ok(())
 }
