@@ -3,7 +3,6 @@
 //! Templates are Jinja as Hugging Face runs it (`apply_chat_template`), and come from strangers: they see the messages
 //! and nothing else, and their work is bounded.
 
-use accel_protocol::Message;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
@@ -46,12 +45,13 @@ impl ChatTemplate {
         Ok(Self { environment, bos, eos })
     }
 
-    /// The prompt of a conversation, up to where the model answers.
+    /// The prompt of a conversation, up to where the model answers. Messages have a role and a content, as the template
+    /// expects them.
     ///
     /// # Errors
     ///
     /// In words, when the template refuses the conversation.
-    pub fn render(&self, messages: &[Message]) -> Result<String, String> {
+    pub fn render(&self, messages: &(impl Serialize + ?Sized)) -> Result<String, String> {
         let context = context! {
             messages => Value::from(Serde(messages)),
             add_generation_prompt => true,

@@ -18,9 +18,10 @@ use accel_models::spec::encoder_decoder::SourceSpec;
 use accel_protocol::{Arithmetic, JobError, JobEvent, JobId, JobSpec, Task};
 
 use crate::error::PipelineError;
-use crate::sequence::{Chosen, SequencePipeline};
+use crate::sequence::{Reader, SequencePipeline};
 use crate::task::TaskPipeline;
 use crate::task::image::ImageHead;
+use crate::task::masks::MaskHead;
 use crate::task::text::TextHead;
 use crate::text::TextPipeline;
 use crate::tokenizer::Tokenizer;
@@ -99,24 +100,31 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
     }
     let engine = Engine::cpu(options.threads).map_err(PipelineError::Engine)?;
     let tokenizer = |files| Tokenizer::load(files, index.gguf());
-    let model = || {
+    let spec = described.spec;
+    let model = |spec| {
         let loader = Loader::new(&*files, &index, described.rules, &engine);
-        let model = Model::load(&loader, described.spec)?;
+        let model = Model::load(&loader, spec)?;
         loader.finish().map(|()| model)
     };
-    if tasks == [Task::ImageClassification] {
-        let head = ImageHead::read(&*files, engine.clone())?;
-        return Ok(Box::new(TaskPipeline::new(model()?, head, bytes)));
+    if let [Task::ImageClassification | Task::ObjectDetection] = tasks {
+        let head = ImageHead::read(&*files, engine.clone(), &spec)?;
+        return Ok(Box::new(TaskPipeline::new(model(spec)?, head, bytes)));
+    }
+    if tasks == [Task::MaskGeneration] {
+        let head = MaskHead::read(&*files, engine.clone())?;
+        return Ok(Box::new(TaskPipeline::new(model(spec)?, head, bytes)));
     }
     // Files that tell how to read a text are small: what is wrong with them is said before the weights are read.
     let tokenizer = tokenizer(&*files)?;
-    let model = match model()? {
+    if tasks.iter().any(|task| task.is_generation() && *task != Task::TextGeneration) {
+        let reading = (Reader::of(&*files, &spec)?, tasks);
+        let (model, engine) = (model(spec)?, engine.clone());
+        let pipeline = SequencePipeline::new((engine, &*files), model, tokenizer, reading, bytes, options)?;
+        return Ok(Box::new(pipeline));
+    }
+    let model = match model(spec)? {
         Model::Decoder(decoder) if tasks == [Task::TextGeneration] => {
             return Ok(Box::new(TextPipeline::new(engine, *decoder, tokenizer, bytes, options)));
-        }
-        Model::EncoderDecoder(model) if tasks.contains(&Task::Summarization) => {
-            let chosen = Chosen::read(&*files, model.vocabulary())?;
-            return Ok(Box::new(SequencePipeline::new(engine, *model, tokenizer, chosen, bytes, options)));
         }
         model => model,
     };
@@ -142,6 +150,12 @@ pub fn tasks(spec: &Spec, head: HeadKind) -> &'static [Task] {
         (_, HeadKind::Span) if reads_text => &[Task::QuestionAnswering],
         (Spec::Encoder(_), HeadKind::MaskedToken) => &[Task::FillMask],
         (Spec::Vision(_), HeadKind::Image(arch::ImageHead::Labels)) => &[Task::ImageClassification],
+        (Spec::Detection(_) | Spec::Deformable(_), HeadKind::Image(arch::ImageHead::Objects)) => {
+            &[Task::ObjectDetection]
+        }
+        (Spec::Segmentation(_), _) => &[Task::MaskGeneration],
+        (Spec::VisionLanguage(_), HeadKind::Image(arch::ImageHead::Caption)) => &[Task::ImageToText],
+        (Spec::Multimodal(_), HeadKind::NextToken) => &[Task::ImageTextToText],
         _ => &[],
     }
 }

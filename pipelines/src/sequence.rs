@@ -1,7 +1,8 @@
-//! Sequence to sequence: an encoder reads what is given, and a decoder writes the answer.
+//! Models that read what is given whole, and then write the answer: an encoder with a decoder, what writes about a
+//! picture, and what reads pictures among its tokens. [`Reader`] says what each is given.
 //!
-//! Answers are those of `transformers.pipeline` with its defaults, for summaries and translations
-//! (`pipelines/text2text_generation.py`): mostly the best of several beams. Which beam that is shows only at the end of
+//! Answers are those of `transformers.pipeline` with its defaults (`pipelines/text2text_generation.py`,
+//! `image_to_text.py` and `image_text_to_text.py`): for summaries and translations mostly the best of several beams. Which beam that is shows only at the end of
 //! the search, so all tokens of such an answer come at the end; without beams they come one by one. Who asks for a
 //! temperature gets draws without beams, and who asks for fewer tokens than the model's files say gets fewer; the files'
 //! own bound holds for who asks for more.
@@ -11,6 +12,7 @@
 //! another arithmetic it may, it is made once more among answers that begin with what was said.
 
 mod beams;
+mod reader;
 mod rules;
 mod settings;
 
@@ -21,11 +23,9 @@ use accel_backends::files::ModelFiles;
 use accel_backends::tensor::{Engine, Tensor};
 use accel_models::ModelError;
 use accel_models::cache::State;
-use accel_models::family::encoder_decoder::EncoderDecoder;
-use accel_models::model::Inputs;
+use accel_models::model::{Extent, Inputs, Model};
 use accel_protocol::{
-    Arithmetic, ErrorCode, FinishReason, Generation, Input, JobError, JobEvent, JobId, JobSpec, Task, TokenLogprob,
-    Usage,
+    Arithmetic, ErrorCode, FinishReason, Generation, JobError, JobEvent, JobId, JobSpec, Task, TokenLogprob, Usage,
 };
 
 use crate::error::PipelineError;
@@ -34,17 +34,17 @@ use crate::sampling::{self, NotNumbers};
 use crate::text::answer::Answer;
 use crate::tokenizer::Tokenizer;
 use beams::{Beams, Limits, Logprob, Next};
+pub use reader::Reader;
+use reader::Reading;
 use settings::{Custom, Settings};
 
-/// The tasks of models that read texts.
-const TASKS: [Task; 2] = [Task::Summarization, Task::Translation];
-
-/// An encoder with a decoder that works on jobs.
+/// A model that reads its input whole and then writes, and that works on jobs.
 pub struct SequencePipeline {
     engine: Engine,
-    model: EncoderDecoder,
+    model: Model,
     tokenizer: Tokenizer,
-    settings: Vec<(Task, Settings)>,
+    chosen: Chosen,
+    extent: Extent,
     weight_bytes: u64,
     state_bytes_max: Option<u64>,
     /// The most tokens that are read, and that are written.
@@ -52,15 +52,20 @@ pub struct SequencePipeline {
     jobs: BTreeMap<JobId, Job>,
 }
 
-/// How a model's answers are chosen for each task it does.
-pub struct Chosen(Vec<(Task, Settings)>);
+/// What a model reads, and how its answers are chosen for each task it does.
+struct Chosen {
+    reader: Reader,
+    settings: Vec<(Task, Settings)>,
+}
 
 struct Job {
     generation: Generation,
     settings: Settings,
     limits: Limits,
     inputs: Inputs,
-    /// Tokens that the encoder reads.
+    /// What the sequence begins with.
+    begin: Vec<u32>,
+    /// Tokens of the input.
     read: u32,
     /// Tokens that another peer has said.
     prior: Vec<u32>,
@@ -79,7 +84,7 @@ struct Job {
 enum Search {
     /// Nothing is read yet; a search is to begin with tokens that were said.
     Waiting { forced: Vec<u32> },
-    /// One sequence: the token that starts it, and the answer so far.
+    /// One sequence: what it begins with, and the answer so far.
     One { tokens: Vec<u32>, state: State },
     /// Several, perhaps in a search that is made again.
     Beams { beams: Beams, state: State, again: bool },
@@ -87,62 +92,47 @@ enum Search {
 
 impl Chosen {
     /// Reads a model's files.
-    ///
-    /// # Errors
-    ///
-    /// When they are damaged, or have settings that are not supported.
-    pub fn read(files: &dyn ModelFiles, vocabulary: usize) -> Result<Self, PipelineError> {
-        let of = |task: Task| {
-            let custom = Custom { task: task.name(), beams: 4 };
-            Ok((task, Settings::read(files, custom, vocabulary)?))
+    fn read(files: &dyn ModelFiles, reader: Reader, tasks: &[Task], vocabulary: usize) -> Result<Self, PipelineError> {
+        let of = |&task: &Task| {
+            let beams = if matches!(task, Task::Summarization | Task::Translation) { 4 } else { 1 };
+            let custom = Custom { task: task.name(), beams, within: reader.writes_within() };
+            let mut settings = Settings::read(files, custom, vocabulary)?;
+            reader.settle(&mut settings);
+            Ok((task, settings))
         };
-        TASKS.into_iter().map(of).collect::<Result<_, PipelineError>>().map(Self)
+        let settings = tasks.iter().map(of).collect::<Result<_, PipelineError>>()?;
+        Ok(Self { reader, settings })
     }
 }
 
 impl SequencePipeline {
     /// A pipeline without jobs.
+    ///
+    /// # Errors
+    ///
+    /// When the model's files are damaged, or have settings that are not supported, or it does not write.
     pub fn new(
-        engine: Engine,
-        model: EncoderDecoder,
+        (engine, files): (Engine, &dyn ModelFiles),
+        model: Model,
         tokenizer: Tokenizer,
-        chosen: Chosen,
+        (reader, tasks): (Reader, &[Task]),
         weight_bytes: u64,
         options: &LoadOptions,
-    ) -> Self {
+    ) -> Result<Self, PipelineError> {
+        let extent = model.extent().ok_or_else(ModelError::no_generation)?;
+        let chosen = Chosen::read(files, reader, tasks, extent.vocabulary)?;
         let most = options.context_tokens.unwrap_or(usize::MAX);
-        let contexts = model.contexts().map(|context| context.min(most));
+        let contexts = extent.contexts.map(|context| context.min(most));
         let state_bytes_max = options.memory_bytes.map(|bytes| bytes.saturating_sub(weight_bytes));
-        let (settings, jobs) = (chosen.0, BTreeMap::new());
-        Self { engine, model, tokenizer, settings, weight_bytes, state_bytes_max, contexts, jobs }
+        let jobs = BTreeMap::new();
+        Ok(Self { engine, model, tokenizer, chosen, extent, weight_bytes, state_bytes_max, contexts, jobs })
     }
 
     fn settings(&self, task: Task) -> Result<Settings, JobError> {
-        let found = self.settings.iter().find(|(of, _)| *of == task);
-        let tasks = || self.settings.iter().map(|(task, _)| *task).collect::<Vec<_>>();
+        let settings = &self.chosen.settings;
+        let found = settings.iter().find(|(of, _)| *of == task);
+        let tasks = || settings.iter().map(|(task, _)| *task).collect::<Vec<_>>();
         found.map(|(_, settings)| settings.clone()).ok_or_else(|| crate::task::wrong_task(task, &tasks()))
-    }
-
-    /// What the encoder reads of a job, and how many tokens that is.
-    fn inputs(&self, task: Task, input: &Input, prefix: &str) -> Result<(Inputs, usize), PipelineError> {
-        let Input::Text(text) = input else {
-            return Err(PipelineError::input("the input", format!("expected one text for {task}")));
-        };
-        let tokens = self.tokenizer.encode_text(&format!("{prefix}{text}"));
-        let tokens = tokens.map_err(|error| PipelineError::input("the text", error))?;
-        let (found, context) = (tokens.len(), self.contexts[0]);
-        if found > context {
-            return Err(PipelineError::TooLong { found, context });
-        }
-        if found == 0 {
-            return Err(PipelineError::input("the text", "expected at least one token, found none"));
-        }
-        let ids: Vec<i64> = tokens.into_iter().map(i64::from).collect();
-        let ids = Tensor::whole(&self.engine, ids, &[1, found]);
-        let ids = ids.map_err(|source| ModelError::Tensor { place: "input_ids".into(), source })?;
-        let mut inputs = Inputs::default();
-        inputs.insert("input_ids", ids);
-        Ok((inputs, found))
     }
 
     fn check_prior(&self, spec: &JobSpec) -> Result<(), JobError> {
@@ -154,7 +144,7 @@ impl SequencePipeline {
             }
             _ => {}
         }
-        let vocabulary = self.model.vocabulary();
+        let vocabulary = self.extent.vocabulary;
         match spec.prior.iter().find(|&&id| id as usize >= vocabulary) {
             None => Ok(()),
             Some(id) => {
@@ -191,7 +181,7 @@ impl SequencePipeline {
             self.end(id, reason, out);
             return Ok(());
         }
-        let logits = job.read_on(&self.model).map_err(PipelineError::from)?;
+        let logits = job.read_on(&self.model, self.extent.vocabulary).map_err(PipelineError::from)?;
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         if matches!(job.search, Search::Beams { .. }) {
             self.search(id, logits, out)
@@ -209,7 +199,7 @@ impl SequencePipeline {
     ) -> Result<(), JobError> {
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         let Search::One { tokens, .. } = &mut job.search else { return Ok(()) };
-        let index = tokens.len() - 1;
+        let index = tokens.len() - job.begin.len();
         if let Some(&said) = job.prior.get(index) {
             tokens.push(said);
             let (done_tokens, total_tokens) = (index as u32 + 1, job.prior.len() as u32);
@@ -300,19 +290,20 @@ impl SequencePipeline {
 }
 
 impl Job {
-    /// Reads what is not read yet: the input and the token that starts the answer, or the last token of each sequence.
+    /// Reads what is not read yet: the input and what the sequence begins with, or the last token of each sequence.
     /// Answers the logits of what follows each: `[vocabulary]`.
-    fn read_on(&mut self, model: &EncoderDecoder) -> Result<Vec<Vec<f32>>, ModelError> {
-        let vocabulary = model.vocabulary().max(1);
+    fn read_on(&mut self, model: &Model, vocabulary: usize) -> Result<Vec<Vec<f32>>, ModelError> {
         let rows = |logits: &Tensor| {
-            let rows = logits.read(|all| all.chunks_exact(vocabulary).map(<[f32]>::to_vec).collect::<Vec<_>>());
+            let rows = logits.read(|all| all.chunks_exact(vocabulary.max(1)).map(<[f32]>::to_vec).collect::<Vec<_>>());
             rows.map_err(|source| ModelError::Tensor { place: "logits".into(), source })
         };
         match &mut self.search {
             Search::Waiting { forced } => {
-                let (begun, start) = (model.begin(&self.inputs)?, vec![self.settings.start]);
+                let (begun, start) = (model.begin(&self.inputs)?, self.begin.clone());
                 let (mut state, mut logits) = (begun.state, rows(&begun.logits)?);
                 self.search = if self.beams == 1 {
+                    // It is read once, and a picture is large.
+                    self.inputs = Inputs::default();
                     Search::One { tokens: start, state }
                 } else {
                     // All beams are alike at first.
@@ -354,7 +345,7 @@ impl Job {
     fn finished(&self) -> Option<FinishReason> {
         if self.answer.stopped() {
             Some(FinishReason::Stop)
-        } else if self.answer.tokens() + 1 >= self.limits.max_length {
+        } else if self.answer.tokens() + self.begin.len() >= self.limits.max_length {
             Some(FinishReason::Length)
         } else {
             None
@@ -377,6 +368,7 @@ impl Pipeline for SequencePipeline {
             return Err(JobError::new(ErrorCode::InvalidRequest, format!("the job {} is here already", spec.id)));
         }
         let mut settings = self.settings(spec.task)?;
+        crate::task::check_options(spec.task, &spec.options)?;
         self.check_prior(spec)?;
         let mut generation = spec.generation.clone();
         let drawn = generation.temperature > 0.0;
@@ -390,9 +382,16 @@ impl Pipeline for SequencePipeline {
             generation.repetition_penalty = settings.rules.repetition_penalty;
         }
         settings.rules.repetition_penalty = generation.repetition_penalty;
-        let (mut inputs, read) = self.inputs(spec.task, &spec.input, &settings.prefix)?;
-        inputs.insert_number("decoder_start_token_id", settings.start.into());
-        let max_length = settings.max_length.min(generation.max_tokens as usize + 1);
+        let by =
+            Reading { engine: &self.engine, model: &self.model, tokenizer: &self.tokenizer, context: self.contexts[0] };
+        let read = self.chosen.reader.read(&by, spec.task, &spec.input, &settings)?;
+        let begun = read.begin.len();
+        settings.rules = settings.rules.after(begun, settings.min_length.after(begun));
+        let max_length = settings.max_length.after(begun);
+        if max_length <= begun {
+            return Err(PipelineError::TooLong { found: begun, context: max_length.saturating_sub(1) }.into());
+        }
+        let max_length = max_length.min(begun.saturating_add(generation.max_tokens as usize));
         // The last token is not read.
         let max_length = max_length.min(self.contexts[1].saturating_add(1));
         let beams = if drawn { 1 } else { settings.beams };
@@ -405,10 +404,14 @@ impl Pipeline for SequencePipeline {
         };
         // While beams change places, some are there twice.
         let copies = if beams == 1 { 1 } else { 2 * beams };
-        let positions = read.saturating_add(max_length.max(spec.prior.len() + 1).saturating_mul(copies));
-        let state_bytes = self.model.position_bytes().saturating_mul(positions as u64);
+        let positions = max_length.max(spec.prior.len() + begun).saturating_mul(copies);
+        let positions = read.kept.saturating_add(positions) as u64;
+        let state_bytes = self.extent.position_bytes.saturating_mul(positions);
+        let state_bytes = state_bytes.saturating_add(self.extent.sequence_bytes.saturating_mul(copies as u64));
         self.reserve(state_bytes)?;
-        let mut answer = Answer::new(&[], &generation.stop);
+        // A token that only starts a decoder is no context of a text.
+        let context = if begun > 1 { read.begin.as_slice() } else { &[] };
+        let mut answer = Answer::new(context, &generation.stop);
         for &id in &spec.prior {
             // What came of these tokens has been said.
             let _said = answer.push(&self.tokenizer, id).map_err(undecodable)?;
@@ -417,8 +420,9 @@ impl Pipeline for SequencePipeline {
             generation,
             settings,
             limits,
-            inputs,
-            read: read as u32,
+            inputs: read.inputs,
+            begin: read.begin,
+            read: read.tokens as u32,
             prior: spec.prior.clone(),
             beams,
             search: Search::Waiting { forced: Vec::new() },
@@ -429,8 +433,9 @@ impl Pipeline for SequencePipeline {
             ended: None,
         };
         job.ended = job.finished();
+        let cost = Cost { prompt_tokens: job.read, memory_bytes: state_bytes };
         self.jobs.insert(spec.id, job);
-        Ok(Cost { prompt_tokens: read as u32, memory_bytes: state_bytes })
+        Ok(cost)
     }
 
     /// Each planned job goes on by one token; the first step reads all of its input, since the tokens of an encoder see

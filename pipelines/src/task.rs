@@ -8,16 +8,19 @@ mod features;
 mod fillings;
 pub mod image;
 mod labels;
+pub mod masks;
+mod objects;
 pub mod text;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use accel_models::model::Model;
+use accel_models::ModelError;
+use accel_models::model::{Model, Outputs};
 use accel_protocol::limits::RESULT_BYTES;
 use accel_protocol::{
-    Arithmetic, ErrorCode, FinishReason, Input, JobError, JobEvent, JobId, JobSpec, Task, TaskOptions, TaskResult,
-    Usage, frame,
+    Aggregation, Arithmetic, ErrorCode, FinishReason, Input, JobError, JobEvent, JobId, JobSpec, Painting, Task,
+    TaskOptions, TaskResult, Usage, frame,
 };
 
 use crate::error::PipelineError;
@@ -131,6 +134,7 @@ impl<H: Head> Pipeline for TaskPipeline<H> {
         if self.jobs.contains_key(&spec.id) {
             return Err(JobError::new(ErrorCode::InvalidRequest, format!("the job {} is here already", spec.id)));
         }
+        check_options(spec.task, &spec.options)?;
         let readings = self.head.prepare(spec.task, &spec.input)?;
         let tokens = readings.iter().map(H::tokens).sum::<usize>() as u32;
         let (task, options, results) = (spec.task, spec.options.clone(), Vec::new());
@@ -151,6 +155,49 @@ impl<H: Head> Pipeline for TaskPipeline<H> {
     fn evict(&mut self, job: JobId) {
         self.jobs.remove(&job);
     }
+}
+
+/// Whether a task has all the options that are given.
+///
+/// # Errors
+///
+/// When one would be passed over.
+pub fn check_options(task: Task, options: &TaskOptions) -> Result<(), JobError> {
+    let TaskOptions { top_k, aggregation, threshold, language, painting } = options;
+    let ranks = [Task::FillMask, Task::TextClassification, Task::QuestionAnswering, Task::ImageClassification];
+    let given: [(&str, bool, &[Task]); 5] = [
+        ("top_k", top_k.is_some(), &ranks),
+        ("aggregation", *aggregation != Aggregation::None, &[Task::TokenClassification]),
+        ("threshold", threshold.is_some(), &[Task::ObjectDetection, Task::MaskGeneration]),
+        ("language", language.is_some(), &[Task::AutomaticSpeechRecognition]),
+        ("painting", *painting != Painting::default(), &[Task::TextToImage]),
+    ];
+    match given.into_iter().find(|(_, given, tasks)| *given && !tasks.contains(&task)) {
+        None => Ok(()),
+        Some((name, _, tasks)) => {
+            let tasks: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
+            let words = format!("{task} has no {name}; {} has", tasks.join(", "));
+            Err(JobError::new(ErrorCode::InvalidRequest, words))
+        }
+    }
+}
+
+/// The values of the outputs of these names.
+///
+/// # Errors
+///
+/// When one is not there, or is not made of numbers.
+fn numbers<const N: usize>(outputs: &Outputs, names: [&str; N]) -> Result<[Vec<f32>; N], PipelineError> {
+    let mut values = [const { Vec::new() }; N];
+    for (values, name) in values.iter_mut().zip(names) {
+        let found = outputs.iter().find(|(found, _)| found == name);
+        let (_, tensor) = found.ok_or_else(|| ModelError::MissingInput { name: name.to_owned() })?;
+        *values = tensor.to_vec().map_err(|source| ModelError::Tensor { place: name.to_owned(), source })?;
+        if values.iter().any(|value| value.is_nan()) {
+            return Err(PipelineError::NotNumbers { output: name.to_owned() });
+        }
+    }
+    Ok(values)
 }
 
 /// The error of a job that asks for what a model does not do.

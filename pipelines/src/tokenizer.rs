@@ -106,6 +106,19 @@ impl Tokenizer {
         Ok(encoded.get_ids().to_vec())
     }
 
+    /// The tokens of a rendered prompt that gets special tokens unless it begins with one itself
+    /// (`ProcessorMixin.apply_chat_template`).
+    ///
+    /// # Errors
+    ///
+    /// In words, when the tokenizer refuses the text.
+    pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>, String> {
+        match self.special.bos_text.as_deref() {
+            Some(bos) if text.starts_with(bos) => self.encode_prompt(text),
+            _ => self.encode_text(text),
+        }
+    }
+
     /// From now on, cuts texts that are too long.
     ///
     /// # Errors

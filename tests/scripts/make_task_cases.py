@@ -7,11 +7,13 @@ writes DIR/NAME/ with what `save_pretrained` writes but the weights (`case.json`
 are, as make_case.py has it), and `task.json`: questions, each with what the pipeline answers, in the words in which
 accel has it. Scores may differ by rounding; everything else may not.
 
-Needs: tests/scripts/requirements-cases.txt.
+Needs: tests/scripts/requirements-cases.txt; for mask-generation and image-text-to-text-grid also torchvision==0.29.2,
+with which transformers would prepare the pictures of other cases in other roundings.
 """
 
 import argparse
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from make_case import build, checkpoint, weight_rows
+from make_case import build, checkpoint, uniform, weight_rows
 from PIL import Image
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -92,6 +94,50 @@ def marked_byte_pairs(length):
     return transformers.BartTokenizerFast(tokenizer_object=inner, **more)
 
 
+def chat_pairs(cls, ends, special, length):
+    """A tokenizer of byte pairs with tokens for turns and pictures; what begins every text comes first of `ends`."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=160, special_tokens=[*ends, *special]))
+    names = dict(zip(("bos_token", "eos_token"), ends)) if len(ends) > 1 else {"eos_token": ends[0]}
+    if len(ends) > 1:
+        begin = [(ends[0], inner.token_to_id(ends[0]))]
+        inner.post_processor = processors.TemplateProcessing(single=f"{ends[0]} $A", special_tokens=begin)
+    more = {"pad_token": ends[-1], "additional_special_tokens": special, "model_max_length": length}
+    more |= {"model_input_names": ["input_ids", "attention_mask"]}
+    return cls(tokenizer_object=inner, **names, **more)
+
+
+def llava_processor():
+    tokenizer = chat_pairs(transformers.PreTrainedTokenizerFast, ["<s>", "</s>"], ["<image>", *ENDS], 256)
+    pictures = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    more = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    return transformers.LlavaProcessor(pictures, tokenizer, chat_template=LLAVA_TEMPLATE, **more)
+
+
+def qwen2_vl_processor():
+    tokenizer = chat_pairs(transformers.Qwen2TokenizerFast, ["<|endoftext|>"], [*QWEN2_VL_TOKENS, *ENDS], 256)
+    sizes = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2, "min_pixels": 256, "max_pixels": 1024}
+    pictures = transformers.Qwen2VLImageProcessor(**sizes)
+    films = transformers.Qwen2VLVideoProcessor(**sizes)
+    return transformers.Qwen2VLProcessor(pictures, tokenizer, films, chat_template=QWEN2_VL_TEMPLATE)
+
+
+LLAVA_TEMPLATE = """{% for message in messages %}{{ message['role'].upper() + ': ' }}
+{%- for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}
+{%- for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}{% endfor %}
+{%- endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
+QWEN2_VL_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for content in message['content'] %}
+{%- if content['type'] == 'image' or 'image' in content %}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+ENDS = [f"<end_{number}>" for number in range(10)]
+QWEN2_VL_TOKENS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+
+
 # --- Models ----------------------------------------------------------------------------------------------------------
 
 
@@ -111,6 +157,52 @@ def bart(**more):
     return size | heads | more
 
 
+def detr(**more):
+    backbone = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1]}
+    backbone |= {"layer_type": "basic", "out_indices": [2, 3, 4]}
+    size = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 4, "num_queries": 12}
+    size |= {"decoder_attention_heads": 4, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    size |= {"use_timm_backbone": False, "backbone": None, "use_pretrained_backbone": False, "backbone_config": backbone}
+    return size | names("cat", "dog", "bird", "fish", "horse", "cow") | more
+
+
+def blip(text=None):
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    written = {"vocab_size": 240, "max_position_embeddings": 64, "bos_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
+    text_config = size | written | {"encoder_hidden_size": 32} | (text or {})
+    return {"text_config": text_config, "vision_config": size | {"image_size": 32, "patch_size": 8}}
+
+
+def llava(**more):
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    text = size | {"model_type": "llama", "vocab_size": 160, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    image = size | {"model_type": "clip_vision_model", "image_size": 32, "patch_size": 8, "num_hidden_layers": 3}
+    return {"text_config": text, "vision_config": image, "image_token_index": 2} | more
+
+
+def qwen2_vl():
+    text = {"vocab_size": 160, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text |= {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    text |= {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}, "bos_token_id": 0, "eos_token_id": 0}
+    image = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2, "patch_size": 4}
+    tokens = {"vision_start_token_id": 3, "vision_end_token_id": 4, "image_token_id": 5, "video_token_id": 6}
+    return {"text_config": text, "vision_config": image} | tokens
+
+
+def sam():
+    image = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_dim": 64, "image_size": 32}
+    image |= {"patch_size": 8, "output_channels": 32, "num_pos_feats": 16, "window_size": 2, "global_attn_indexes": [1]}
+    prompt = {"hidden_size": 32, "image_size": 32, "patch_size": 8, "image_embedding_size": 4}
+    drawn = {"hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 4, "iou_head_hidden_dim": 32}
+    return {"vision_config": image, "prompt_encoder_config": prompt, "mask_decoder_config": drawn}
+
+
+def sam_processor():
+    edges = {"height": 32, "width": 32}, {"height": 16, "width": 16}
+    sizes = dict(zip(("pad_size", "mask_pad_size"), edges))
+    return transformers.SamImageProcessor(size={"longest_edge": 32}, mask_size={"longest_edge": 16}, **sizes)
+
+
 def names(*labels):
     return {"id2label": dict(enumerate(labels)), "label2id": {label: at for at, label in enumerate(labels)}}
 
@@ -121,6 +213,17 @@ def picture():
     pixels = np.stack([rows * 6, columns * 4, (rows * columns) % 256], -1).astype(np.uint8)
     pixels[10:25, 30:50] = [250, 240, 10]
     return Image.fromarray(pixels)
+
+
+def tall_picture():
+    """Stripes and a disc, higher than wide."""
+    rows, columns = np.mgrid[0:50, 0:24]
+    pixels = np.stack([rows * 5, (columns // 4) % 2 * 200, 255 - rows * 4], -1).astype(np.uint8)
+    pixels[(rows - 30) ** 2 + (columns - 12) ** 2 < 60] = [20, 200, 240]
+    return Image.fromarray(pixels)
+
+
+PICTURES = {"picture.png": picture, "tall.png": tall_picture}
 
 
 # --- What the pipelines answer, in accel's words ---------------------------------------------------------------------
@@ -209,6 +312,14 @@ def image_classification(pipe):
         yield {"file": "picture.png"}, {"top_k": top_k} if top_k else {}, [found]
 
 
+def object_detection(pipe):
+    for name, thresholds in (("picture.png", (None, 0.0)), ("tall.png", (0.3, 0.6))):
+        for threshold in thresholds:
+            options = {} if threshold is None else {"threshold": threshold}
+            found = pipe(PICTURES[name](), **options)
+            yield {"file": name}, options, [{"things": found}]
+
+
 def written(pipe):
     """Texts, as the pipeline writes them, and with fewer tokens."""
     for text in SENTENCES[:3]:
@@ -216,6 +327,45 @@ def written(pipe):
     yield {"text": SENTENCES[3]}, {}, [], *pipe(SENTENCES[3], max_new_tokens=7)[0].values(), {"max_tokens": 7}
     penalty = {"repetition_penalty": 1.5}
     yield {"text": SENTENCES[4]}, {}, [], *pipe(SENTENCES[4], **penalty)[0].values(), penalty
+
+
+def captions(pipe):
+    for name, picture in PICTURES.items():
+        yield {"file": name}, {}, [], pipe(picture())[0]["generated_text"], {}
+    for options in ({"max_new_tokens": 5}, {"generate_kwargs": {"repetition_penalty": 1.5}}):
+        generation = {"max_tokens": 5} if "max_new_tokens" in options else options["generate_kwargs"]
+        yield {"file": "tall.png"}, {}, [], pipe(tall_picture(), **options)[0]["generated_text"], generation
+
+
+def conversations(pipe):
+    """About one picture, two, and none, after what was said before, with fewer tokens and with a penalty."""
+    said = [{"role": "system", "content": SENTENCES[1]}, {"role": "user", "content": "Tea?"}]
+    said += [{"role": "assistant", "content": "In Lisbon, coffee."}]
+    for files, before, options in (
+        (["picture.png"], [], {}),
+        (["tall.png"], [], {"repetition_penalty": 1.3}),
+        (["tall.png", "picture.png"], said, {}),
+        (["picture.png"], said, {"max_new_tokens": 6}),
+        ([], said, {}),
+    ):
+        messages = [*before, {"role": "user", "content": QUESTION}]
+        parts = [[{"type": "text", "text": message["content"]}] for message in messages]
+        parts[-1] = [{"type": "image"} for _ in files] + parts[-1]
+        asked = [{"role": message["role"], "content": part} for message, part in zip(messages, parts)]
+        pictures = [PICTURES[file]() for file in files] or None
+        found = pipe(images=pictures, text=asked, return_full_text=False, generate_kwargs=dict(options))
+        renamed = {"max_new_tokens": "max_tokens"}
+        generation = {renamed.get(key, key): value for key, value in options.items()}
+        yield {"pictures": [files, messages]} if files else {"chat": messages}, {}, [], found[0]["generated_text"], generation
+
+
+def mask_generation(pipe):
+    for name, threshold in (("picture.png", None), ("tall.png", None), ("tall.png", 0.95)):
+        options = {} if threshold is None else {"threshold": threshold}
+        asked = {} if threshold is None else {"pred_iou_thresh": threshold}
+        found = pipe(PICTURES[name](), output_rle_mask=True, **asked)
+        shapes = [{"score": float(score), **rle} for score, rle in zip(found["scores"], found["rle_mask"])]
+        yield {"file": name}, options, [{"masks": shapes}]
 
 
 ENTITIES = names("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -234,6 +384,11 @@ BART_GENERATION |= {"decoder_start_token_id": 2}
 BART_GENERATION |= {"forced_bos_token_id": 0, "forced_eos_token_id": 2, "no_repeat_ngram_size": 2}
 # Seeds with which some answers end by themselves, where 0 is none of them.
 SEEDS = {"summarization": 7, "summarization-bart": 4, "translation": 4, "translation-greedy": 3}
+SEEDS |= {"image-to-text": 2, "image-to-text-within": 6, "mask-generation": 6}
+# Weights that are so many times larger, so that some masks are sure ones, and some texts end by themselves.
+LARGER = {"image-to-text": {"predictions.bias": 16.0}, "image-to-text-within": {"predictions.bias": 16.0}}
+SURE = {"output_hypernetworks_mlps.*proj_out": 128.0, "iou_prediction_head.proj_out": 4.0, "upscale_conv2.bias": 16.0}
+LARGER |= {"mask-generation": SURE}
 # Name: the task, the class, its configuration, what prepares inputs, the questions, other files of the model.
 CASES = {
     "text-classification": (
@@ -290,6 +445,40 @@ CASES = {
            | {"translation_en_to_de": {"prefix": "to German: "}}),
         lambda: unigrams(128), written, {"generation_config.json": T5_GENERATION},
     ),
+    "object-detection": (
+        "object-detection", "DetrForObjectDetection", detr(),
+        lambda: transformers.DetrImageProcessor(size={"shortest_edge": 40, "longest_edge": 64}), object_detection, {},
+    ),
+    "object-detection-points": (
+        "object-detection", "DeformableDetrForObjectDetection",
+        detr(num_feature_levels=3, num_queries=20, encoder_n_points=2, decoder_n_points=2),
+        lambda: transformers.DeformableDetrImageProcessor(size={"shortest_edge": 40, "longest_edge": 64}),
+        object_detection, {},
+    ),
+    "image-to-text": (
+        "image-to-text", "BlipForConditionalGeneration", blip(),
+        lambda: (word_pieces(64), transformers.BlipImageProcessor(size={"height": 32, "width": 32})), captions,
+        {"generation_config.json": {"max_length": 40, "no_repeat_ngram_size": 3, "begin_suppress_tokens": [3]}},
+    ),
+    # What writes has settings of its own.
+    "image-to-text-within": (
+        "image-to-text", "BlipForConditionalGeneration",
+        blip(text={"no_repeat_ngram_size": 2, "max_length": 48, "num_beams": 3}),
+        lambda: (word_pieces(64), transformers.BlipImageProcessor(size={"height": 32, "width": 32})), captions,
+        {"generation_config.json": None},
+    ),
+    "image-text-to-text": (
+        "image-text-to-text", "LlavaForConditionalGeneration", llava(), llava_processor, conversations,
+        {"generation_config.json": {"bos_token_id": 0, "eos_token_id": [1, *range(3, 13)], "no_repeat_ngram_size": 3}
+         | {"max_new_tokens": 40, "min_new_tokens": 3, "begin_suppress_tokens": [80]}}
+        | {"chat_template.jinja": None, "chat_template.json": {"chat_template": LLAVA_TEMPLATE}},
+    ),
+    "image-text-to-text-grid": (
+        "image-text-to-text", "Qwen2VLForConditionalGeneration", qwen2_vl(), qwen2_vl_processor, conversations,
+        {"generation_config.json": {"bos_token_id": 0, "eos_token_id": [2, 0, *range(7, 17)], "do_sample": True}
+         | {"top_k": 1, "temperature": 0.01, "no_repeat_ngram_size": 3, "max_length": 150}},
+    ),
+    "mask-generation": ("mask-generation", "SamModel", sam(), sam_processor, mask_generation, {}),
     "image-classification": (
         "image-classification", "ViTForImageClassification",
         {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -299,26 +488,40 @@ CASES = {
 }  # fmt: skip
 
 
+def kind(part):
+    """How a pipeline names what prepares inputs."""
+    names = {transformers.ImageProcessingMixin: "image_processor", transformers.ProcessorMixin: "processor"}
+    return next((name for parent, name in names.items() if isinstance(part, parent)), "tokenizer")
+
+
 def make(name, out, seed):
     task, class_name, config, prepares, questions, files = CASES[name]
     cls = getattr(transformers, class_name)
     with tempfile.TemporaryDirectory() as folder:
         folder, preparing = Path(folder), prepares()
+        preparing = {kind(part): part for part in (preparing if isinstance(preparing, tuple) else (preparing,))}
         build(cls, config | {"model_type": cls.config_class.model_type}, seed).save_pretrained(folder)
-        preparing.save_pretrained(folder)
+        for part in preparing.values():
+            part.save_pretrained(folder)
         path, stored = checkpoint(folder)
         for file, value in files.items():
             (folder / file).parent.mkdir(exist_ok=True)
-            (folder / file).write_text(json.dumps(value))
+            (folder / file).unlink(missing_ok=True)
+            if value is not None:
+                (folder / file).write_text(json.dumps(value))
         rows, weights, verbatim = weight_rows(stored, cls.from_pretrained(folder), seed)
+        for row in rows:
+            factors = [factor for pattern, factor in LARGER.get(name, {}).items() if re.search(pattern, row[0])]
+            if factors:
+                row[4] *= factors[0]
+                weights[row[0]] = uniform(*row[:2], *row[3:], seed)
         save_file(weights, path, metadata={"format": "pt"})
         model = cls.from_pretrained(folder, attn_implementation="eager").eval()
-        kind = "image_processor" if isinstance(preparing, transformers.ImageProcessingMixin) else "tokenizer"
-        pipe = transformers.pipeline("feature-extraction" if task == "embedding" else task, model, **{kind: preparing})
+        pipe = transformers.pipeline("feature-extraction" if task == "embedding" else task, model, **preparing)
         asked = [dict(zip(("input", "options", "expected", "text", "generation"), one)) for one in questions(pipe)]
         path.unlink()
-        if kind == "image_processor":
-            picture().save(folder / "picture.png")
+        for file in (file for file in PICTURES if file in json.dumps(asked)):
+            PICTURES[file]().save(folder / file)
         case = {"case": name, "model_type": cls.config_class.model_type, "class": class_name, "library": "transformers"}
         case |= {"weight_seed": seed, "inputs": [], "scalar_inputs": {}, "outputs": [], "tensors": rows}
         (folder / "case.json").write_text(json.dumps(case))

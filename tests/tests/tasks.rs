@@ -76,6 +76,10 @@ async fn every_task_is_answered_through_two_processes_as_in_one() -> Result<()> 
         "feature-extraction",
         "embedding",
         "image-classification",
+        "object-detection",
+        "mask-generation",
+        "image-to-text",
+        "image-text-to-text",
         "summarization",
         "translation",
     ];
@@ -83,7 +87,12 @@ async fn every_task_is_answered_through_two_processes_as_in_one() -> Result<()> 
     for name in names {
         let (case, model, client, worker) = swarm(&cluster, name).await?;
         let command = CommandLine::new(&cluster, &cluster.path(&format!("{name}-client")));
-        let single = |question: &&Question| !matches!(question.input, Input::Texts(_));
+        let single = |question: &&Question| match &question.input {
+            Input::Texts(_) => false,
+            // What was said before has no place in a command.
+            Input::Chat(messages) | Input::Pictures(_, messages) => messages.len() == 1,
+            _ => true,
+        };
         // Where all questions have several texts, the first of them is asked alone.
         let first = case.questions.first().context("no question")?;
         let alone = match &first.input {

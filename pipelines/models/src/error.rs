@@ -87,7 +87,7 @@ pub enum ModelError {
 
 impl ModelError {
     /// An input of the wrong shape.
-    pub(crate) fn input(name: &str, expected: &str, found: &[usize]) -> Self {
+    pub fn input(name: &str, expected: &str, found: &[usize]) -> Self {
         let source =
             TensorError::Shape { operation: "input", expected: expected.to_owned(), found: format!("{found:?}") };
         Self::Tensor { place: name.to_owned(), source }

@@ -200,6 +200,21 @@ pub struct Begun {
     pub logits: Tensor,
 }
 
+/// What the texts that a model writes take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The most positions of what is read, and of what is written; of a model that knows no positions without number.
+    pub contexts: [usize; 2],
+    /// Tokens in the vocabulary.
+    pub vocabulary: usize,
+    /// Bytes of state that one position takes.
+    pub position_bytes: u64,
+    /// Bytes of state that a sequence takes however long it is.
+    pub sequence_bytes: u64,
+    /// Positions of an image that what is written looks at, where they are known.
+    pub image_positions: Option<usize>,
+}
+
 impl Model {
     /// Reads a model.
     ///
@@ -236,6 +251,16 @@ impl Model {
             // Where both read the same text, it has to fit both.
             Self::EncoderDecoder(model) => model.contexts().into_iter().min().unwrap_or(usize::MAX),
             _ => usize::MAX,
+        }
+    }
+
+    /// What the texts take that a model writes after it has read its inputs whole; none where it writes none.
+    pub fn extent(&self) -> Option<Extent> {
+        match self {
+            Self::EncoderDecoder(model) => Some(model.extent()),
+            Self::VisionLanguage(model) => model.extent(),
+            Self::Multimodal(model) => Some(model.extent()),
+            _ => None,
         }
     }
 

@@ -27,6 +27,12 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// The rules for a sequence that begins with so many tokens and has at least `min_length` before it ends.
+    pub fn after(self, begun: usize, min_length: usize) -> Self {
+        let forced = usize::from(begun == 1 && self.forced_bos.is_some());
+        Self { min_length, begin: begun + forced, ..self }
+    }
+
     /// Every token that is named.
     pub fn tokens(&self) -> impl Iterator<Item = u32> {
         let single = [&self.forced_eos, &self.suppressed, &self.suppressed_first];

@@ -30,8 +30,8 @@ const LENGTH: usize = 20;
 pub struct Settings {
     /// What stands before the text.
     pub prefix: String,
-    /// The token that the decoder starts with.
-    pub start: u32,
+    /// The token that a decoder starts with that reads nothing itself.
+    pub start: Option<u32>,
     /// Tokens that end an answer.
     pub ends: Vec<u32>,
     /// How many beams a search has; 1 for none.
@@ -40,12 +40,33 @@ pub struct Settings {
     pub length_penalty: f64,
     /// When a search ends.
     pub early_stopping: EarlyStopping,
-    /// The most tokens of the decoder's sequence.
-    pub max_length: usize,
+    /// The most tokens.
+    pub max_length: Length,
+    /// The least tokens before the end.
+    pub min_length: Length,
     /// Whether the files ask for draws.
     pub draws: bool,
     /// What tokens may follow.
     pub rules: Rules,
+}
+
+/// A number of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// Of an answer alone.
+    Answer(usize),
+    /// Of a sequence, with what it begins with.
+    Sequence(usize),
+}
+
+impl Length {
+    /// The length of a sequence that begins with so many tokens.
+    pub fn after(self, begun: usize) -> usize {
+        match self {
+            Self::Answer(tokens) => tokens.saturating_add(begun),
+            Self::Sequence(tokens) => tokens,
+        }
+    }
 }
 
 /// When a search by beams ends.
@@ -66,6 +87,8 @@ pub struct Custom<'a> {
     pub task: &'a str,
     /// How many beams.
     pub beams: usize,
+    /// Whether what writes is a model within the model, whose own settings, in `text_config`, fill up what is not said.
+    pub within: bool,
 }
 
 /// Keys that change what is answered and that are not supported.
@@ -108,6 +131,10 @@ impl Settings {
         chosen.set("max_new_tokens", &json!(NEW_TOKENS));
         chosen.set("num_beams", &json!(custom.beams));
         chosen.fill(model);
+        let text = config.get("text_config").and_then(Value::as_object);
+        if let (None, Some(text)) = (&own, text) {
+            chosen.fill(text);
+        }
         // A model's own length goes before the pipeline's.
         let length = chosen.0.get("max_length").is_some_and(|length| !length.is_null());
         if length && chosen.0.get("max_new_tokens") == Some(&json!(NEW_TOKENS)) {
@@ -124,6 +151,9 @@ impl Settings {
         }
         if since_4_50(model) {
             chosen.fill(model);
+        }
+        if let Some(text) = text.filter(|_| custom.within) {
+            chosen.fill(text);
         }
         chosen.settings(prefix, vocabulary)
     }
@@ -164,7 +194,6 @@ impl Chosen {
         let ends = self.tokens("eos_token_id")?;
         let start = self.tokens("decoder_start_token_id")?.first().copied();
         let start = start.or(self.tokens("bos_token_id")?.first().copied());
-        let start = start.ok_or_else(|| self.wrong("decoder_start_token_id", "a token"))?;
         let beams = self.size("num_beams")?.unwrap_or(1).max(1);
         if beams > BEAMS_MAX {
             return Err(self.wrong("num_beams", &format!("at most {BEAMS_MAX}")));
@@ -176,38 +205,51 @@ impl Chosen {
             Some(_) => return Err(self.wrong("early_stopping", "true, false or \"never\"")),
         };
         let max_length = match (self.size("max_new_tokens")?, self.size("max_length")?) {
-            (Some(new), _) => new.saturating_add(1),
-            (None, Some(length)) => length,
-            (None, None) => LENGTH + 1,
+            (Some(new), _) => Length::Answer(new),
+            (None, Some(length)) => Length::Sequence(length),
+            (None, None) => Length::Answer(LENGTH),
         };
-        if max_length < 2 {
+        if max_length.after(1) < 2 {
             return Err(self.wrong("max_length", "at least 2"));
         }
         let min_length = match self.size("min_new_tokens")? {
-            Some(new) => new.saturating_add(1),
-            None => self.size("min_length")?.unwrap_or(0),
+            Some(new) => Length::Answer(new),
+            None => Length::Sequence(self.size("min_length")?.unwrap_or(0)),
         };
         let forced_bos = self.tokens("forced_bos_token_id")?.first().copied();
         let rules = Rules {
             repetition_penalty: self.number("repetition_penalty")?.unwrap_or(1.0) as f32,
             no_repeat_ngram: self.size("no_repeat_ngram_size")?.unwrap_or(0),
             bad_words: self.lists("bad_words_ids")?.into_iter().filter(|word| !is_end(word, &ends)).collect(),
-            min_length,
+            min_length: 0,
             forced_bos,
             forced_eos: self.tokens("forced_eos_token_id")?,
             suppressed: self.tokens("suppress_tokens")?,
             suppressed_first: self.tokens("begin_suppress_tokens")?,
-            begin: if forced_bos.is_some() { 2 } else { 1 },
+            begin: 0,
         };
-        let named = rules.tokens().chain([start]).chain(ends.iter().copied());
+        let named = rules.tokens().chain(start).chain(ends.iter().copied());
         if let Some(token) = named.into_iter().find(|&token| token as usize >= vocabulary) {
             let words = format!("the token {token} of {GENERATION_FILE} is outside the vocabulary of {vocabulary}");
             return Err(PipelineError::tokenizer(GENERATION_FILE, words));
         }
+        // Who draws among one takes the likeliest.
         let draws = self.0.get("do_sample") == Some(&Value::Bool(true))
+            && self.size("top_k")? != Some(1)
             && self.0.get("temperature").and_then(Value::as_f64) != Some(0.0);
         let length_penalty = self.number("length_penalty")?.unwrap_or(1.0);
-        Ok(Settings { prefix, start, ends, beams, length_penalty, early_stopping, max_length, draws, rules })
+        Ok(Settings {
+            prefix,
+            start,
+            ends,
+            beams,
+            length_penalty,
+            early_stopping,
+            max_length,
+            min_length,
+            draws,
+            rules,
+        })
     }
 
     fn value<T>(

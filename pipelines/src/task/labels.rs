@@ -53,16 +53,19 @@ impl Labels {
         match self.scores {
             Scores::Measures => {}
             Scores::ByCount if logits.len() > 1 => softmax(&mut logits),
-            Scores::ByCount | Scores::Each => {
-                logits.iter_mut().for_each(|logit| *logit = 1.0 / (1.0 + libm::expf(-*logit)));
-            }
+            Scores::ByCount | Scores::Each => sigmoid(&mut logits),
         }
         let best = likeliest(&logits, top);
         best.into_iter().map(|at| Label { label: self.name(at), score: logits[at] }).collect()
     }
 }
 
-/// Logits to probabilities.
+/// Logits to probabilities, each for itself.
+pub fn sigmoid(logits: &mut [f32]) {
+    logits.iter_mut().for_each(|logit| *logit = 1.0 / (1.0 + libm::expf(-*logit)));
+}
+
+/// Logits to probabilities of which one is true.
 pub fn softmax(logits: &mut [f32]) {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     logits.iter_mut().for_each(|logit| *logit = libm::expf(*logit - largest));

@@ -9,7 +9,7 @@ use tokenizers::Encoding;
 
 use super::features::Pooling;
 use super::labels::Labels;
-use super::{Head, answers, entities, fillings};
+use super::{Head, answers, entities, fillings, numbers};
 use crate::error::PipelineError;
 use crate::tokenizer::{Cut, Tokenizer};
 
@@ -95,17 +95,7 @@ impl TextHead {
         if window.get_type_ids().iter().any(|&of| of != 0) {
             inputs.insert("token_type_ids", whole(window.get_type_ids()).map_err(at("token_type_ids"))?);
         }
-        let outputs = model.forward(&inputs)?;
-        let mut values = [const { Vec::new() }; N];
-        for (values, name) in values.iter_mut().zip(names) {
-            let found = outputs.iter().find(|(found, _)| found == name);
-            let (_, tensor) = found.ok_or_else(|| ModelError::MissingInput { name: name.to_owned() })?;
-            *values = tensor.to_vec().map_err(at(name))?;
-            if values.iter().any(|value| value.is_nan()) {
-                return Err(PipelineError::NotNumbers { output: name.to_owned() });
-            }
-        }
-        Ok(values)
+        numbers(&model.forward(&inputs)?, names)
     }
 }
 

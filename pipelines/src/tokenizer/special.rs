@@ -73,7 +73,7 @@ pub fn from_gguf(metadata: &Metadata) -> Result<Special, PipelineError> {
     Ok(Special { bos, add_bos, ends, template, ..Special::default() })
 }
 
-/// From `generation_config.json`, `config.json`, `tokenizer_config.json` and `chat_template.jinja`.
+/// From `generation_config.json`, `config.json`, `tokenizer_config.json`, `chat_template.json` and `chat_template.jinja`.
 ///
 /// # Errors
 ///
@@ -98,6 +98,10 @@ pub fn from_files(files: &dyn ModelFiles) -> Result<Special, PipelineError> {
         let length = config["model_max_length"].as_f64().filter(|length| (1.0..1e9).contains(length));
         special.length_max = length.map(|length| length as usize);
         special.tidy = config["clean_up_tokenization_spaces"] == true;
+    }
+    // Processors of pictures and texts have had it in a file of its own.
+    if let Some(config) = json(files, "chat_template.json")? {
+        special.template = template(&config["chat_template"]).or(special.template);
     }
     let file = "chat_template.jinja";
     if let Some(text) = bytes(files, file)? {

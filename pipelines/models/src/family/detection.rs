@@ -89,7 +89,7 @@ impl Detection {
             norm: Norm::load(loader, "final_norm", &spec.norm, hidden)?,
             head: match spec.head {
                 DetectionHead::States => None,
-                DetectionHead::Objects { labels } => Some(head(labels, "objects", None)?),
+                DetectionHead::Objects { labels, .. } => Some(head(labels, "objects", None)?),
                 DetectionHead::Masks { labels } => {
                     let masks = Masks::load(loader, hidden, spec.encoder.attention.heads, &widths)?;
                     Some(head(labels, "masked_objects", Some(masks))?)

@@ -7,7 +7,7 @@ use crate::cache::{Row, State};
 use crate::family::decoder::{Batch, NextTokens, absent, logits, logits_matrix, span};
 use crate::layers::attention::Source;
 use crate::layers::layer_weights::LayerWeights;
-use crate::model::{Begun, Inputs, Outputs};
+use crate::model::{Begun, Extent, Inputs, Outputs};
 use crate::rules::Loader;
 use crate::spec::PositionSpec;
 use crate::spec::encoder_decoder::{EncoderDecoderHead, EncoderDecoderSpec, SourceSpec};
@@ -127,6 +127,17 @@ impl EncoderDecoder {
     /// Bytes of state that one position of the decoder takes, and that one of the encoder's takes in it.
     pub fn position_bytes(&self) -> u64 {
         self.decoder.as_ref().map_or(0, Stack::position_bytes)
+    }
+
+    /// What the texts that it writes take.
+    pub fn extent(&self) -> Extent {
+        Extent {
+            contexts: self.contexts(),
+            vocabulary: self.vocabulary(),
+            position_bytes: self.position_bytes(),
+            sequence_bytes: self.decoder.as_ref().map_or(0, Stack::sequence_bytes),
+            image_positions: None,
+        }
     }
 
     /// The encoder's states of what is given, `input_ids` with `attention_mask` or `input_features`, for each sequence:

@@ -16,9 +16,10 @@ use crate::layers::connector::Connector;
 use crate::layers::embed::Spliced;
 use crate::layers::patch::Asked;
 use crate::layers::rope::Place;
-use crate::model::{Begun, Inputs, Outputs};
+use crate::model::{Begun, Extent, Inputs, Outputs};
 use crate::rules::Loader;
 use crate::spec::multimodal::{ImagesSpec, MultimodalSpec};
+use crate::spec::vision::{BackboneSpec, PatchSpec};
 
 /// A decoder that reads images, with its weights.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ pub struct Multimodal {
 
 #[derive(Debug)]
 enum Images {
-    Tower { tower: Box<Patches>, layers: Vec<usize>, skipped: usize },
+    Tower { tower: Box<Patches>, embed: PatchSpec, layers: Vec<usize>, skipped: usize },
     Grid(Box<Grid>),
 }
 
@@ -57,18 +58,53 @@ impl Multimodal {
             ImagesSpec::Tower { tower, part, layers, skipped } => {
                 let whole = loader.within(&tower.rules);
                 let own = part.map_or_else(|| whole.clone(), |part| whole.part(part));
-                let Backbone::Patches(tower) = Backbone::load(&own, &tower.spec)? else {
+                let (Backbone::Patches(loaded), BackboneSpec::Patches(spec)) =
+                    (Backbone::load(&own, &tower.spec)?, tower.spec)
+                else {
                     return Err(ModelError::Unsupported {
                         what: "images among tokens, seen by".into(),
                         found: "a backbone of maps".into(),
                         supported: "backbones of patches".into(),
                     });
                 };
-                Images::Tower { tower, layers, skipped }
+                Images::Tower { tower: loaded, embed: spec.embed, layers, skipped }
             }
         };
         let connector = Connector::load(loader, &spec.connector, decoder.hidden())?;
         Ok(Self { decoder, images, connector, image: spec.image, video: spec.video, start: spec.start })
+    }
+
+    /// What the texts that it writes take.
+    pub fn extent(&self) -> Extent {
+        Extent {
+            contexts: [self.decoder.context(); 2],
+            vocabulary: self.decoder.vocabulary(),
+            position_bytes: self.decoder.position_bytes(),
+            sequence_bytes: self.decoder.sequence_bytes(),
+            image_positions: None,
+        }
+    }
+
+    /// The token that an image's embeddings stand in place of.
+    pub fn image_token(&self) -> i64 {
+        self.image
+    }
+
+    /// How many embeddings an image becomes that is prepared: `[channels, height, width]`, or patches of that grid in
+    /// time, height and width.
+    ///
+    /// # Errors
+    ///
+    /// When the model takes images prepared another way.
+    pub fn embeddings(&self, shape: &[usize], grid: Option<[usize; 3]>) -> Result<usize, ModelError> {
+        match (&self.images, shape, grid) {
+            (Images::Tower { embed, skipped, .. }, &[_, height, width], None) => {
+                Ok(embed.tokens([height, width]).saturating_sub(*skipped))
+            }
+            (Images::Grid(own), _, Some(grid)) => Ok(grid.iter().product::<usize>() / own.merged().pow(2).max(1)),
+            (Images::Tower { .. }, ..) => Err(ModelError::input("pixel_values", "[channels, height, width]", shape)),
+            (Images::Grid(_), ..) => Err(ModelError::MissingInput { name: "image_grid_thw".into() }),
+        }
     }
 
     /// Answers all that the model's class answers: of `input_ids` and perhaps `attention_mask`, and perhaps of images or
@@ -119,7 +155,7 @@ impl Multimodal {
         let batch = Batch::of(inputs, "input_ids", "attention_mask")?;
         let mut state = self.decoder.state();
         let (images, videos) = match &self.images {
-            Images::Tower { tower, layers, skipped } => {
+            Images::Tower { tower, layers, skipped, .. } => {
                 let images = inputs.optional("pixel_values");
                 let seen = images.map(|pixels| self.towered(tower, pixels, layers, *skipped)).transpose()?;
                 (seen, None)

@@ -90,7 +90,7 @@ impl Segmentation {
             "input_masks",
             "multimask_output",
         ])?;
-        let map = self.map(inputs)?;
+        let map = self.see(inputs)?;
         let prompts = self.prompts(inputs, map.dims()[0])?;
         let (masks, quality) = self.drawn(&map, &prompts)?;
         let several = inputs.number("multimask_output").is_none_or(|number| number != 0.0);
@@ -99,8 +99,12 @@ impl Segmentation {
         Ok(vec![("iou_scores".into(), wanted(&quality)?), ("pred_masks".into(), wanted(&masks)?)])
     }
 
-    /// The image's map: `[batch, hidden, grid, grid]`.
-    fn map(&self, inputs: &Inputs) -> Result<Tensor, ModelError> {
+    /// The image's map `[batch, hidden, grid, grid]`: of `pixel_values`, or `image_embeddings` as they are.
+    ///
+    /// # Errors
+    ///
+    /// When there are neither or both, or they are of another shape.
+    pub fn see(&self, inputs: &Inputs) -> Result<Tensor, ModelError> {
         let Some(map) = inputs.optional("image_embeddings") else {
             let asked = Asked { pixels: inputs.tensor("pixel_values")?, hidden: None, stretched: false };
             return self.image.see(&asked, &[])?.last.map().map_err(ModelError::at("image"));

@@ -11,8 +11,10 @@ use crate::family::vision::asked;
 use crate::layers::attention::Source;
 use crate::layers::embed::Tokens;
 use crate::layers::norm::Norm;
-use crate::model::{Begun, Inputs, Outputs};
+use crate::model::{Begun, Extent, Inputs, Outputs};
 use crate::rules::Loader;
+use crate::spec::PositionSpec;
+use crate::spec::vision::{BackboneSpec, ImageSize};
 use crate::spec::vision_language::{TaskSpec, VisionLanguageSpec, WriterSpec};
 use crate::spec::{Activation, StackSpec};
 use crate::stack::{Reading, Stack};
@@ -21,6 +23,8 @@ use crate::stack::{Reading, Stack};
 #[derive(Debug)]
 pub struct VisionLanguage {
     image: Backbone,
+    /// How many states an image has, where images have one size.
+    places: Option<usize>,
     task: Task,
 }
 
@@ -64,7 +68,34 @@ impl VisionLanguage {
                 Task::Match { reader: reader(stack)?, matrix }
             }
         };
-        Ok(Self { image: Backbone::load(&loader.part("image"), &spec.image)?, task })
+        let places = match &spec.image {
+            BackboneSpec::Patches(patches) => match patches.embed.image {
+                ImageSize::Fixed(size) => Some(patches.embed.tokens(size)),
+                ImageSize::Padded | ImageSize::Cut => None,
+            },
+            _ => None,
+        };
+        Ok(Self { image: Backbone::load(&loader.part("image"), &spec.image)?, places, task })
+    }
+
+    /// What the texts that it writes take; none where it writes none.
+    pub fn extent(&self) -> Option<Extent> {
+        let writer = match &self.task {
+            Task::Caption(writer) | Task::Answer { writer, .. } => writer,
+            Task::Match { .. } => return None,
+        };
+        let spec = writer.stack.spec();
+        let written = match spec.embed.positions {
+            PositionSpec::Learned { rows, first, .. } => rows.saturating_sub(first),
+            _ => usize::MAX,
+        };
+        Some(Extent {
+            contexts: [usize::MAX, written],
+            vocabulary: spec.embed.vocabulary,
+            position_bytes: writer.stack.position_bytes(),
+            sequence_bytes: writer.stack.sequence_bytes(),
+            image_positions: self.places,
+        })
     }
 
     /// Answers all that the model's class answers: of `input_ids` and perhaps `attention_mask`, and of an image as

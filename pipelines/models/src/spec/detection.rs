@@ -74,11 +74,25 @@ pub enum DetectionHead {
     Objects {
         /// How many labels, that of no object among them.
         labels: usize,
+        /// What becomes of their logits.
+        scores: ScoresSpec,
     },
     /// Labels, boxes and masks.
     Masks {
         /// How many labels, that of no object among them.
         labels: usize,
+    },
+}
+
+/// What becomes of the logits of objects' labels (`post_process_object_detection` of the image processors).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScoresSpec {
+    /// Each object has one label; the last of them is that of no object.
+    OneOrNone,
+    /// Each label of each object stands for itself.
+    Each {
+        /// How many of the likeliest are looked at.
+        top: usize,
     },
 }
 
@@ -112,6 +126,8 @@ pub struct DeformableSpec {
 pub struct DeformableHead {
     /// How many labels.
     pub labels: usize,
+    /// What becomes of their logits.
+    pub scores: ScoresSpec,
     /// Where objects are looked for.
     pub begin: DeformableBegin,
 }

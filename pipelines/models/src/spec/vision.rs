@@ -152,6 +152,17 @@ pub struct PatchSpec {
     pub norm: Option<NormSpec>,
 }
 
+impl PatchSpec {
+    /// How many tokens an image of that height and width becomes.
+    pub fn tokens(&self, image: [usize; 2]) -> usize {
+        let count = |axis: usize| match self.image {
+            ImageSize::Padded => image[axis].div_ceil(self.patch[axis].max(1)),
+            ImageSize::Fixed(_) | ImageSize::Cut => image[axis] / self.patch[axis].max(1),
+        };
+        count(0).saturating_mul(count(1)).saturating_add(usize::from(self.class))
+    }
+}
+
 /// The sizes of images that a model takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageSize {

@@ -44,6 +44,8 @@ pub struct WriterSpec {
     pub tied: bool,
     /// The token that texts begin with.
     pub first: i64,
+    /// The token that ends texts.
+    pub last: i64,
     /// The id of padding. Where answers begin with it, later tokens neither see nor count the first one.
     pub padding: i64,
 }

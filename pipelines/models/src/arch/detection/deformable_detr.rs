@@ -7,7 +7,7 @@ use crate::arch::vision::layers;
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, ImageHead, labels, no_such_head, unsupported};
 use crate::config::Config;
 use crate::rules::{Rule, joined};
-use crate::spec::detection::{DeformableBegin, DeformableHead, DeformableSpec, FinderSpec, LooksSpec};
+use crate::spec::detection::{DeformableBegin, DeformableHead, DeformableSpec, FinderSpec, LooksSpec, ScoresSpec};
 use crate::spec::{MlpSpec, NormSpec, Spec};
 
 /// The model type.
@@ -77,7 +77,9 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         (false, false) => DeformableBegin::Learned,
     };
     let head = match kind {
-        HeadKind::Image(ImageHead::Objects) => Some(DeformableHead { labels: labels(config)?, begin }),
+        HeadKind::Image(ImageHead::Objects) => {
+            Some(DeformableHead { labels: labels(config)?, scores: ScoresSpec::Each { top: 100 }, begin })
+        }
         // Proposals are made by the heads, which this class has not.
         HeadKind::States if proposed => {
             let supported = vec!["DeformableDetrForObjectDetection"];

@@ -7,7 +7,7 @@ use crate::arch::vision::layers;
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, ImageHead, labels, no_such_head};
 use crate::config::Config;
 use crate::rules::{Rule, joined};
-use crate::spec::detection::{DetectionHead, DetectionSpec, FinderSpec, LooksSpec};
+use crate::spec::detection::{DetectionHead, DetectionSpec, FinderSpec, LooksSpec, ScoresSpec};
 use crate::spec::{MlpSpec, NormSpec, Spec};
 
 /// The model type.
@@ -95,7 +95,9 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     // One label more than there are stands for no object.
     let head = match kind {
         HeadKind::States => DetectionHead::States,
-        HeadKind::Image(ImageHead::Objects) => DetectionHead::Objects { labels: labels(config)? + 1 },
+        HeadKind::Image(ImageHead::Objects) => {
+            DetectionHead::Objects { labels: labels(config)? + 1, scores: ScoresSpec::OneOrNone }
+        }
         HeadKind::Image(ImageHead::Masks) => DetectionHead::Masks { labels: labels(config)? + 1 },
         _ => return Err(no_such_head(kind)),
     };

@@ -156,6 +156,7 @@ fn writer(config: &Config) -> Result<WriterSpec, ModelError> {
         tied: config.truth_or("tie_word_embeddings", true)?,
         padding: config.optional_integer("pad_token_id")?.unwrap_or(0),
         first: config.optional_integer("bos_token_id")?.unwrap_or(30_522),
+        last: config.optional_integer("sep_token_id")?.unwrap_or(102),
     })
 }
 
