@@ -21,6 +21,7 @@ use crate::error::PipelineError;
 use crate::sequence::{Chosen, SequencePipeline};
 use crate::task::TaskPipeline;
 use crate::task::image::ImageHead;
+use crate::task::series::SeriesHead;
 use crate::task::text::TextHead;
 use crate::text::TextPipeline;
 use crate::tokenizer::Tokenizer;
@@ -98,6 +99,10 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
         return Err(ModelError::OutOfMemory { needed_bytes: bytes, allowed_bytes }.into());
     }
     let engine = Engine::cpu(options.threads).map_err(PipelineError::Engine)?;
+    let series = match &described.spec {
+        Spec::TimeSeries(spec) => Some(SeriesHead::new(spec, engine.clone())),
+        _ => None,
+    };
     let tokenizer = |files| Tokenizer::load(files, index.gguf());
     let model = || {
         let loader = Loader::new(&*files, &index, described.rules, &engine);
@@ -106,6 +111,9 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
     };
     if tasks == [Task::ImageClassification] {
         let head = ImageHead::read(&*files, engine.clone())?;
+        return Ok(Box::new(TaskPipeline::new(model()?, head, bytes)));
+    }
+    if let Some(head) = series {
         return Ok(Box::new(TaskPipeline::new(model()?, head, bytes)));
     }
     // Files that tell how to read a text are small: what is wrong with them is said before the weights are read.
@@ -138,6 +146,7 @@ pub fn tasks(spec: &Spec, head: HeadKind) -> &'static [Task] {
         (Spec::Decoder(_) | Spec::Encoder(_), HeadKind::TokenLabels) => &[Task::TokenClassification],
         (Spec::Decoder(_) | Spec::Encoder(_), HeadKind::Span) => &[Task::QuestionAnswering],
         (Spec::Encoder(_), HeadKind::MaskedToken) => &[Task::FillMask],
+        (Spec::TimeSeries(_), HeadKind::Forecast) => &[Task::TimeSeriesForecasting],
         (Spec::Vision(_), HeadKind::Image(arch::ImageHead::Labels)) => &[Task::ImageClassification],
         _ => &[],
     }

@@ -8,6 +8,7 @@ mod features;
 mod fillings;
 pub mod image;
 mod labels;
+pub mod series;
 pub mod text;
 
 use std::collections::BTreeMap;

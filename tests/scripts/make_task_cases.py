@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import series_cases
 import torch
 import transformers
 from make_case import build, checkpoint, weight_rows
@@ -290,6 +291,7 @@ CASES = {
         lambda: transformers.ViTImageProcessor(size={"height": 32, "width": 32}), image_classification, {},
     ),
 }  # fmt: skip
+CASES |= series_cases.CASES
 
 
 def make(name, out, seed):
@@ -298,7 +300,8 @@ def make(name, out, seed):
     with tempfile.TemporaryDirectory() as folder:
         folder, preparing = Path(folder), prepares()
         build(cls, config | {"model_type": cls.config_class.model_type}, seed).save_pretrained(folder)
-        preparing.save_pretrained(folder)
+        if preparing:
+            preparing.save_pretrained(folder)
         path, stored = checkpoint(folder)
         for file, value in files.items():
             (folder / file).parent.mkdir(exist_ok=True)
@@ -307,7 +310,8 @@ def make(name, out, seed):
         save_file(weights, path, metadata={"format": "pt"})
         model = cls.from_pretrained(folder, attn_implementation="eager").eval()
         kind = "image_processor" if isinstance(preparing, transformers.ImageProcessingMixin) else "tokenizer"
-        pipe = transformers.pipeline("feature-extraction" if task == "embedding" else task, model, **{kind: preparing})
+        name_of_pipe = "feature-extraction" if task == "embedding" else task
+        pipe = transformers.pipeline(name_of_pipe, model, **{kind: preparing}) if preparing else model
         asked = [dict(zip(("input", "options", "expected", "text", "generation"), one)) for one in questions(pipe)]
         path.unlink()
         if kind == "image_processor":

@@ -78,6 +78,7 @@ async fn every_task_is_answered_through_two_processes_as_in_one() -> Result<()> 
         "image-classification",
         "summarization",
         "translation",
+        "time-series",
     ];
     let cluster = Cluster::new()?;
     for name in names {
