@@ -18,6 +18,7 @@ use accel_models::spec::encoder_decoder::SourceSpec;
 use accel_protocol::{Arithmetic, JobError, JobEvent, JobId, JobSpec, Task};
 
 use crate::error::PipelineError;
+use crate::painting;
 use crate::sequence::{Chosen, SequencePipeline};
 use crate::task::TaskPipeline;
 use crate::task::image::ImageHead;
@@ -87,6 +88,9 @@ pub fn arithmetic() -> Arithmetic {
 ///
 /// When the files hold no model that can be run, or it needs more than `options` allow.
 pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn Pipeline>, PipelineError> {
+    if painting::has_parts(&*files) {
+        return Ok(Box::new(painting::load(files, options)?));
+    }
     let index = weights::index(&*files)?;
     let described = arch::describe(&*files, &index)?;
     let class = described.class;

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import painting_cases
 import series_cases
 import torch
 import transformers
@@ -291,10 +292,12 @@ CASES = {
         lambda: transformers.ViTImageProcessor(size={"height": 32, "width": 32}), image_classification, {},
     ),
 }  # fmt: skip
-CASES |= series_cases.CASES
+CASES |= series_cases.CASES | painting_cases.CASES
 
 
 def make(name, out, seed):
+    if callable(CASES[name]):
+        return CASES[name](name, out, seed)
     task, class_name, config, prepares, questions, files = CASES[name]
     cls = getattr(transformers, class_name)
     with tempfile.TemporaryDirectory() as folder:
