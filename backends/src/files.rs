@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Files that one model may have; the most sharded models in use have a few hundred.
 pub const MODEL_FILES_MAX: usize = 4096;
@@ -54,6 +55,35 @@ pub fn read_small(files: &dyn ModelFiles, name: &str, limit: u64) -> io::Result<
     let mut buffer = vec![0; length];
     files.read_at(name, 0, &mut buffer)?;
     Ok(Some(buffer))
+}
+
+/// The files of one directory of a model, as if it had no others: pipelines of Diffusers have a directory for each part.
+pub struct PartFiles {
+    whole: Arc<dyn ModelFiles>,
+    prefix: String,
+    files: Vec<FileInfo>,
+}
+
+impl PartFiles {
+    /// The files of the directory of that name; none where there is no such directory.
+    pub fn new(whole: Arc<dyn ModelFiles>, directory: &str) -> Self {
+        let prefix = format!("{directory}/");
+        let inside = |file: &FileInfo| {
+            file.name.strip_prefix(&prefix).map(|name| FileInfo { name: name.to_owned(), bytes: file.bytes })
+        };
+        let files = whole.files().iter().filter_map(inside).collect();
+        Self { whole, prefix, files }
+    }
+}
+
+impl ModelFiles for PartFiles {
+    fn files(&self) -> &[FileInfo] {
+        &self.files
+    }
+
+    fn read_at(&self, file: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.whole.read_at(&format!("{}{file}", self.prefix), offset, buffer)
+    }
 }
 
 /// A model on the local disk: one file, or the files of a directory.

@@ -3,6 +3,7 @@
 use accel_backends::tensor::TensorError;
 use accel_backends::weights::WeightsError;
 use accel_models::ModelError;
+use accel_models::config::ConfigError;
 use accel_protocol::{ErrorCode, JobError};
 
 /// A pipeline cannot be made, or cannot go on.
@@ -55,6 +56,16 @@ pub enum PipelineError {
         /// What is counted.
         unit: &'static str,
     },
+    /// There is not enough memory left for a job.
+    #[error("{what} takes up to {needed_bytes} bytes, but {left_bytes} are left; ask for less or try later")]
+    NoRoom {
+        /// What the job is about.
+        what: String,
+        /// What it takes.
+        needed_bytes: u64,
+        /// What is left.
+        left_bytes: u64,
+    },
     /// A text has more tokens than the model has positions.
     #[error("the text takes {found} tokens, but the model's context has {context}; shorten the text")]
     TooLong {
@@ -69,6 +80,15 @@ pub enum PipelineError {
         /// The name of the output.
         output: String,
     },
+    /// Something is wrong with a part of a model that has several.
+    #[error("{name}/{source}")]
+    Part {
+        /// The part, by the name of its directory.
+        name: String,
+        /// What is wrong.
+        #[source]
+        source: Box<PipelineError>,
+    },
     /// The engine could not be started.
     #[error("the compute engine: {0}")]
     Engine(#[source] TensorError),
@@ -80,7 +100,19 @@ impl From<WeightsError> for PipelineError {
     }
 }
 
+impl From<ConfigError> for PipelineError {
+    fn from(error: ConfigError) -> Self {
+        Self::Model(error.into())
+    }
+}
+
 impl PipelineError {
+    /// Says of which part of a model it is.
+    pub(crate) fn of_part(name: &str) -> impl FnOnce(Self) -> Self {
+        let name = name.to_owned();
+        move |source| Self::Part { name, source: Box::new(source) }
+    }
+
     /// A damaged or missing part of a tokenizer.
     pub(crate) fn tokenizer(place: impl Into<String>, reason: impl ToString) -> Self {
         Self::Tokenizer { place: place.into(), reason: reason.to_string() }
@@ -101,12 +133,15 @@ impl PipelineError {
         match self {
             Self::Model(ModelError::Unsupported { .. }) | Self::Unsupported { .. } => ErrorCode::Unsupported,
             Self::Model(ModelError::Tensor { source: TensorError::Dtype { .. }, .. }) => ErrorCode::Unsupported,
-            Self::Model(ModelError::OutOfMemory { .. }) | Self::Engine(_) => ErrorCode::OutOfResources,
+            Self::Model(ModelError::OutOfMemory { .. }) | Self::Engine(_) | Self::NoRoom { .. } => {
+                ErrorCode::OutOfResources
+            }
             Self::Model(ModelError::Weights(WeightsError::Read { source, .. }))
                 if source.kind() == std::io::ErrorKind::OutOfMemory =>
             {
                 ErrorCode::OutOfResources
             }
+            Self::Part { source, .. } => source.code(),
             Self::Model(ModelError::State { .. }) => ErrorCode::Internal,
             Self::Input { .. } | Self::InputTooLarge { .. } => ErrorCode::InvalidRequest,
             Self::TooLong { .. } => ErrorCode::ContextLength,

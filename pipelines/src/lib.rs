@@ -1,6 +1,7 @@
 //! From a person's input to a person's output: tokenizers, chat templates, sampling, and the jobs that share a model.
 //!
-//! [`image_input`] and [`audio_input`] turn files of pictures and sounds into what a model reads.
+//! [`image_input`] and [`audio_input`] turn files of pictures and sounds into what a model reads; [`painting`] makes
+//! pictures.
 //!
 //! A [`Pipeline`] is what the node runs; it knows nothing of sockets, peers or runtimes.
 
@@ -10,6 +11,7 @@ pub mod audio_input;
 mod chat;
 mod error;
 pub mod image_input;
+pub mod painting;
 mod pipeline;
 mod preprocessor;
 mod sampling;

@@ -18,10 +18,12 @@ use accel_models::spec::encoder_decoder::SourceSpec;
 use accel_protocol::{Arithmetic, JobError, JobEvent, JobId, JobSpec, Task};
 
 use crate::error::PipelineError;
+use crate::painting;
 use crate::sequence::{Reader, SequencePipeline};
 use crate::task::TaskPipeline;
 use crate::task::image::ImageHead;
 use crate::task::masks::MaskHead;
+use crate::task::series::SeriesHead;
 use crate::task::text::TextHead;
 use crate::text::TextPipeline;
 use crate::tokenizer::Tokenizer;
@@ -87,6 +89,9 @@ pub fn arithmetic() -> Arithmetic {
 ///
 /// When the files hold no model that can be run, or it needs more than `options` allow.
 pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn Pipeline>, PipelineError> {
+    if painting::has_parts(&*files) {
+        return Ok(Box::new(painting::load(files, options)?));
+    }
     let index = weights::index(&*files)?;
     let described = arch::describe(&*files, &index)?;
     let class = described.class;
@@ -112,6 +117,10 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
     }
     if tasks == [Task::MaskGeneration] {
         let head = MaskHead::read(&*files, engine.clone())?;
+        return Ok(Box::new(TaskPipeline::new(model(spec)?, head, bytes)));
+    }
+    if let Spec::TimeSeries(series) = &spec {
+        let head = SeriesHead::new(series, engine.clone());
         return Ok(Box::new(TaskPipeline::new(model(spec)?, head, bytes)));
     }
     // Files that tell how to read a text are small: what is wrong with them is said before the weights are read.
@@ -149,6 +158,7 @@ pub fn tasks(spec: &Spec, head: HeadKind) -> &'static [Task] {
         (_, HeadKind::TokenLabels) if reads_text => &[Task::TokenClassification],
         (_, HeadKind::Span) if reads_text => &[Task::QuestionAnswering],
         (Spec::Encoder(_), HeadKind::MaskedToken) => &[Task::FillMask],
+        (Spec::TimeSeries(_), HeadKind::Forecast) => &[Task::TimeSeriesForecasting],
         (Spec::Vision(_), HeadKind::Image(arch::ImageHead::Labels)) => &[Task::ImageClassification],
         (Spec::Detection(_) | Spec::Deformable(_), HeadKind::Image(arch::ImageHead::Objects)) => {
             &[Task::ObjectDetection]

@@ -10,6 +10,7 @@ pub mod image;
 mod labels;
 pub mod masks;
 mod objects;
+pub mod series;
 pub mod text;
 
 use std::collections::BTreeMap;

@@ -3,6 +3,7 @@
 //! Both become one tokenizer of Hugging Face's library; a GGUF vocabulary is first written as the `tokenizer.json` that
 //! it came from.
 
+mod clip;
 mod detokenizer;
 mod gguf;
 mod special;
@@ -63,10 +64,15 @@ impl Tokenizer {
                 (parse(&text, "GGUF metadata: tokenizer.ggml")?, special::from_gguf(metadata)?)
             }
             None => {
+                let special = special::from_files(files)?;
                 let text = read_small(files, TOKENIZER_FILE, TOKENIZER_BYTES_MAX)
-                    .map_err(|error| PipelineError::tokenizer(TOKENIZER_FILE, error))?
-                    .ok_or_else(|| PipelineError::tokenizer(TOKENIZER_FILE, "expected the file, found none"))?;
-                (parse(&text, TOKENIZER_FILE)?, special::from_files(files)?)
+                    .map_err(|error| PipelineError::tokenizer(TOKENIZER_FILE, error))?;
+                let text = match text {
+                    None if special.kind.as_deref() == Some("CLIPTokenizer") => clip::tokenizer_json(files, &special)?,
+                    text => text,
+                };
+                let missing = || PipelineError::tokenizer(TOKENIZER_FILE, "expected the file, found none");
+                (parse(&text.ok_or_else(missing)?, TOKENIZER_FILE)?, special)
             }
         };
         let text = |id: Option<u32>| id.and_then(|id| inner.id_to_token(id)).unwrap_or_default();

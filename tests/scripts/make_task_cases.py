@@ -19,6 +19,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import painting_cases
+import series_cases
 import torch
 import transformers
 from make_case import build, checkpoint, uniform, weight_rows
@@ -486,6 +488,7 @@ CASES = {
         lambda: transformers.ViTImageProcessor(size={"height": 32, "width": 32}), image_classification, {},
     ),
 }  # fmt: skip
+CASES |= series_cases.CASES | painting_cases.CASES
 
 
 def kind(part):
@@ -495,11 +498,15 @@ def kind(part):
 
 
 def make(name, out, seed):
+    if callable(CASES[name]):
+        return CASES[name](name, out, seed)
     task, class_name, config, prepares, questions, files = CASES[name]
     cls = getattr(transformers, class_name)
     with tempfile.TemporaryDirectory() as folder:
-        folder, preparing = Path(folder), prepares()
-        preparing = {kind(part): part for part in (preparing if isinstance(preparing, tuple) else (preparing,))}
+        folder, parts = Path(folder), prepares()
+        parts = parts if isinstance(parts, tuple) else (parts,)
+        # A class without a pipeline answers itself, of inputs as they are.
+        preparing = {kind(part): part for part in parts if part is not None}
         build(cls, config | {"model_type": cls.config_class.model_type}, seed).save_pretrained(folder)
         for part in preparing.values():
             part.save_pretrained(folder)
@@ -517,7 +524,8 @@ def make(name, out, seed):
                 weights[row[0]] = uniform(*row[:2], *row[3:], seed)
         save_file(weights, path, metadata={"format": "pt"})
         model = cls.from_pretrained(folder, attn_implementation="eager").eval()
-        pipe = transformers.pipeline("feature-extraction" if task == "embedding" else task, model, **preparing)
+        name_of_pipe = "feature-extraction" if task == "embedding" else task
+        pipe = transformers.pipeline(name_of_pipe, model, **preparing) if preparing else model
         asked = [dict(zip(("input", "options", "expected", "text", "generation"), one)) for one in questions(pipe)]
         path.unlink()
         for file in (file for file in PICTURES if file in json.dumps(asked)):

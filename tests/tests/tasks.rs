@@ -51,6 +51,20 @@ fn arguments(question: &Question, task: Task, cluster: &Cluster) -> Result<Vec<S
     if let Some(language) = &question.options.language {
         arguments.extend(["--language".into(), language.clone()]);
     }
+    let painting = &question.options.painting;
+    let numbers = [("--steps", painting.steps), ("--width", painting.width), ("--height", painting.height)];
+    for (name, number) in numbers {
+        arguments.extend(number.into_iter().flat_map(|number| [name.to_owned(), number.to_string()]));
+    }
+    if let Some(guidance) = painting.guidance {
+        arguments.extend(["--guidance".into(), guidance.to_string()]);
+    }
+    if let Some(negative) = &painting.negative {
+        arguments.extend(["--negative".into(), negative.clone()]);
+    }
+    if question.generation.seed > 0 {
+        arguments.extend(["--seed".into(), question.generation.seed.to_string()]);
+    }
     if let Some(count) = question.options.top_k {
         arguments.extend(["--top-k".into(), count.to_string()]);
     }
@@ -82,6 +96,8 @@ async fn every_task_is_answered_through_two_processes_as_in_one() -> Result<()> 
         "image-text-to-text",
         "summarization",
         "translation",
+        "time-series",
+        "text-to-image",
     ];
     let cluster = Cluster::new()?;
     for name in names {

@@ -397,24 +397,35 @@ fn convolution(engine: &Engine, conv: &Convolution, args: &[&Tensor]) -> Result<
     let (outputs, group) = (weight.rows(), weight.rows() / conv.groups);
     let (batch, places) = (out_dims[0], rows.places);
     let mut out = vec![0.0; batch * outputs * places];
-    let mut patches = vec![0.0; places * weight.columns()];
-    let mut product = vec![0.0; places * group];
+    // A few places at once: the patches of a large image take several times what it takes itself.
+    let most = (PATCH_VALUES / weight.columns().max(1)).clamp(1, places.max(1));
+    let mut patches = vec![0.0; most * weight.columns()];
+    let mut product = vec![0.0; most * group];
     let groups: Vec<Weight> = (0..conv.groups).map(|number| weight.rows_of(number * group, group)).collect();
     x.read(|x| {
         for image in 0..batch {
             for (number, weight) in groups.iter().enumerate() {
-                rows.fill(&x[image * rows.image..][..rows.image], number, &mut patches);
                 let bias = bias.as_ref().map(|bias| &bias[number * group..][..group]);
-                engine.kernels().linear(&patches, places, &mut [Product { weight, bias, out: &mut product }]);
                 let out = &mut out[(image * outputs + number * group) * places..][..group * places];
-                for (place, row) in product.chunks_exact(group).enumerate() {
-                    row.iter().enumerate().for_each(|(channel, &value)| out[channel * places + place] = value);
+                for first in (0..places).step_by(most) {
+                    let count = most.min(places - first);
+                    let patches = &mut patches[..count * weight.columns()];
+                    let product = &mut product[..count * group];
+                    rows.fill(&x[image * rows.image..][..rows.image], number, first, patches);
+                    engine.kernels().linear(patches, count, &mut [Product { weight, bias, out: &mut *product }]);
+                    for (place, row) in product.chunks_exact(group).enumerate() {
+                        let place = first + place;
+                        row.iter().enumerate().for_each(|(channel, &value)| out[channel * places + place] = value);
+                    }
                 }
             }
         }
     })?;
     Tensor::new(engine, out, &out_dims)
 }
+
+/// Values of patches that a convolution has at once.
+const PATCH_VALUES: usize = 1 << 22;
 
 /// Where the taps of a convolution lie, in up to three dimensions.
 struct Patches {
@@ -453,8 +464,8 @@ impl Patches {
         }
     }
 
-    /// patches: `[places, channels of the group * taps]`
-    fn fill(&self, image: &[f32], group: usize, patches: &mut [f32]) {
+    /// The patches of places from `first` on: `[places, channels of the group * taps]`.
+    fn fill(&self, image: &[f32], group: usize, first: usize, patches: &mut [f32]) {
         let [depth, height, width] = self.size;
         let area = depth * height * width;
         let row = self.channels * self.taps.iter().product::<usize>();
@@ -462,7 +473,7 @@ impl Patches {
             let at = place * self.stride[axis] + tap * self.dilation[axis];
             at.checked_sub(self.before[axis]).filter(|&at| at < self.size[axis])
         };
-        for (place, patch) in patches.chunks_exact_mut(row).enumerate() {
+        for (place, patch) in (first..).zip(patches.chunks_exact_mut(row)) {
             let at = [place / (self.out[1] * self.out[2]), place / self.out[2] % self.out[1], place % self.out[2]];
             let mut to = patch.iter_mut();
             for channel in 0..self.channels {

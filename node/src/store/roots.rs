@@ -22,7 +22,7 @@ const FORMAT: u32 = 1;
 pub enum RootKind {
     /// One GGUF file.
     Gguf,
-    /// A directory with .safetensors files or a `config.json`.
+    /// A directory with .safetensors files, a `config.json`, or a `model_index.json` of several parts.
     HuggingFace,
     /// Some other file: an input, an output.
     File,

@@ -37,7 +37,7 @@ pub(super) fn file_kind(magic: &[u8]) -> RootKind {
 
 /// Kind of a directory with these names.
 pub(super) fn directory_kind<'a>(mut names: impl Iterator<Item = &'a str>) -> RootKind {
-    match names.any(|name| name == "config.json" || name.ends_with(".safetensors")) {
+    match names.any(|name| ["config.json", "model_index.json"].contains(&name) || name.ends_with(".safetensors")) {
         true => RootKind::HuggingFace,
         false => RootKind::Directory,
     }

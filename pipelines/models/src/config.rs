@@ -69,16 +69,43 @@ impl Config {
     ///
     /// When it is not there, too large, or no JSON object.
     pub fn read(files: &dyn ModelFiles) -> Result<Self, ConfigError> {
-        let text = read_small(files, CONFIG_FILE, CONFIG_BYTES_MAX)
-            .map_err(|source| ConfigError::Read { file: CONFIG_FILE.into(), source })?
-            .ok_or(ConfigError::NoFile)?;
-        let values = serde_json::from_slice(&text).or_else(|error| match strict(&text) {
+        Self::read_optional(files, CONFIG_FILE)?.ok_or(ConfigError::NoFile)
+    }
+
+    /// Reads a configuration of another name.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there, too large, or no JSON object.
+    pub fn read_named(files: &dyn ModelFiles, file: &str) -> Result<Self, ConfigError> {
+        let missing = || ConfigError::Read { file: file.to_owned(), source: io::ErrorKind::NotFound.into() };
+        Self::read_optional(files, file)?.ok_or_else(missing)
+    }
+
+    /// Reads a configuration that may be left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is too large, or no JSON object.
+    pub fn read_optional(files: &dyn ModelFiles, file: &str) -> Result<Option<Self>, ConfigError> {
+        let text = read_small(files, file, CONFIG_BYTES_MAX)
+            .map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
+        text.map(|text| Self::parse(file, &text)).transpose()
+    }
+
+    /// Reads the text of a configuration.
+    ///
+    /// # Errors
+    ///
+    /// When it is no JSON object.
+    pub fn parse(file: &str, text: &[u8]) -> Result<Self, ConfigError> {
+        let values = serde_json::from_slice(text).or_else(|error| match strict(text) {
             Some(text) => serde_json::from_slice(&text),
             None => Err(error),
         });
         let syntax =
-            |error: serde_json::Error| ConfigError::Syntax { file: CONFIG_FILE.into(), reason: error.to_string() };
-        Ok(Self { path: CONFIG_FILE.into(), values: values.map_err(syntax)? })
+            |error: serde_json::Error| ConfigError::Syntax { file: file.to_owned(), reason: error.to_string() };
+        Ok(Self { path: file.to_owned(), values: values.map_err(syntax)? })
     }
 
     /// The metadata of a GGUF file, without its lists.
@@ -323,6 +350,23 @@ impl Config {
             value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
         };
         Ok(self.optional(key, "a list of texts", texts)?.unwrap_or_default())
+    }
+
+    /// Two texts, such as a library and a class of it; none where they are left out, null, or two nulls.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn optional_pair(&self, key: &str) -> Result<Option<[String; 2]>, ConfigError> {
+        let nothing = |value: &Value| value.as_array().is_some_and(|pair| pair.iter().all(Value::is_null));
+        if self.value(key).is_some_and(nothing) {
+            return Ok(None);
+        }
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        self.optional(key, "two texts", |value| match value.as_array()?.as_slice() {
+            [first, second] => Some([text(first)?, text(second)?]),
+            _ => None,
+        })
     }
 
     /// A section that may be left out.

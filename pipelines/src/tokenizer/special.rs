@@ -35,6 +35,8 @@ pub struct Special {
     pub length_max: Option<usize>,
     /// Whether spaces before punctuation are taken away.
     pub tidy: bool,
+    /// The class of the tokenizer.
+    pub kind: Option<String>,
 }
 
 /// From the metadata of a GGUF file.
@@ -86,19 +88,23 @@ pub fn from_files(files: &dyn ModelFiles) -> Result<Special, PipelineError> {
             special.ends = ids(&config["eos_token_id"]);
         }
     }
-    if let Some(config) = json(files, "tokenizer_config.json")? {
-        special.bos_text = token_text(&config["bos_token"]);
-        special.eos_text = token_text(&config["eos_token"]);
-        special.template = template(&config["chat_template"]);
-        special.mask = token_text(&config["mask_token"]);
-        special.padding = token_text(&config["pad_token"]);
-        special.unknown = token_text(&config["unk_token"]);
-        special.class = token_text(&config["cls_token"]);
-        // Where nothing is known, the files have a number far beyond any text.
-        let length = config["model_max_length"].as_f64().filter(|length| (1.0..1e9).contains(length));
-        special.length_max = length.map(|length| length as usize);
-        special.tidy = config["clean_up_tokenization_spaces"] == true;
-    }
+    let config = json(files, "tokenizer_config.json")?.unwrap_or_default();
+    // Files of before this key have their special tokens elsewhere, and those count first (`tokenization_utils_base.py`).
+    let map = if config["added_tokens_decoder"].is_null() { json(files, "special_tokens_map.json")? } else { None };
+    let map = map.unwrap_or_default();
+    let token = |key: &str| token_text(&map[key]).or_else(|| token_text(&config[key]));
+    special.bos_text = token("bos_token");
+    special.eos_text = token("eos_token");
+    special.template = template(&config["chat_template"]);
+    special.mask = token("mask_token");
+    special.padding = token("pad_token");
+    special.unknown = token("unk_token");
+    special.class = token("cls_token");
+    // Where nothing is known, the files have a number far beyond any text.
+    let length = config["model_max_length"].as_f64().filter(|length| (1.0..1e9).contains(length));
+    special.length_max = length.map(|length| length as usize);
+    special.tidy = config["clean_up_tokenization_spaces"] == true;
+    special.kind = config["tokenizer_class"].as_str().map(str::to_owned);
     // Processors of pictures and texts have had it in a file of its own.
     if let Some(config) = json(files, "chat_template.json")? {
         special.template = template(&config["chat_template"]).or(special.template);

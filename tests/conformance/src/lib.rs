@@ -4,6 +4,7 @@
 //! Each case is written as an ordinary model directory and loaded by the ordinary loader; what is compared is what a
 //! family says of itself. A case that cannot be run is unsupported, with the loader's own reason, and never passed.
 
+pub mod asking;
 pub mod case;
 pub mod command;
 pub mod compare;

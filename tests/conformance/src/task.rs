@@ -52,7 +52,7 @@ struct Written {
 struct WrittenQuestion {
     input: Value,
     options: TaskOptions,
-    expected: Vec<TaskResult>,
+    expected: Vec<Value>,
     #[serde(default)]
     text: Option<String>,
     #[serde(default)]
@@ -82,6 +82,11 @@ impl TaskCase {
             } else {
                 (serde_json::from_value(written.clone())?, Vec::new())
             };
+            let expected = expected.into_iter().map(|expected| match expected["picture"].as_str() {
+                Some(name) => file(&directory.join(name)).map(TaskResult::Picture),
+                None => Ok(serde_json::from_value(expected)?),
+            });
+            let expected = expected.collect::<Result<_>>()?;
             Ok(Question { input, written, files, options, expected, text, generation })
         };
         let questions = written.questions.into_iter().map(question).collect::<Result<_>>()?;
@@ -95,8 +100,22 @@ impl TaskCase {
     /// When a file cannot be written.
     pub fn write_model(&self, into: &Path) -> Result<()> {
         copy(&self.directory, into)?;
-        Case::read(&self.directory)?.write_model(into)
+        write_weights(&self.directory, into)
     }
+}
+
+/// Writes the weights of a model, or of each part of one.
+fn write_weights(from: &Path, into: &Path) -> Result<()> {
+    if from.join("case.json").exists() {
+        return Case::read(from)?.write_model(into);
+    }
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.path().join("case.json").exists() {
+            write_weights(&entry.path(), &into.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Copies the files of a model: all but those that make it a case.
@@ -120,7 +139,25 @@ fn copy(from: &Path, into: &Path) -> Result<()> {
 ///
 /// When they are not, saying where.
 pub fn compare(found: &[TaskResult], expected: &[TaskResult]) -> Result<()> {
+    if let ([TaskResult::Picture(found)], [TaskResult::Picture(expected)]) = (found, expected) {
+        return compare_pictures(&found.0, &expected.0);
+    }
     differ(&serde_json::to_value(found)?, &serde_json::to_value(expected)?, "")
+}
+
+/// Whether pixels are those that were expected, but for rounding: by 1, and by 2 at few.
+fn compare_pictures(found: &[u8], expected: &[u8]) -> Result<()> {
+    let read = |file: &[u8]| image::load_from_memory(file).map(image::DynamicImage::into_rgb8);
+    let (found, expected) = (read(found)?, read(expected)?);
+    if found.dimensions() != expected.dimensions() {
+        bail!("the picture: expected {:?}, found {:?}", expected.dimensions(), found.dimensions());
+    }
+    let apart: Vec<u8> = found.iter().zip(expected.iter()).map(|(a, b)| a.abs_diff(*b)).collect();
+    let (most, rare) = (apart.iter().copied().max().unwrap_or(0), apart.iter().filter(|apart| **apart > 1).count());
+    if most > 2 || rare * 1000 > apart.len() {
+        bail!("the picture: values differ by up to {most}, and {rare} of {} by over 1", apart.len());
+    }
+    Ok(())
 }
 
 fn differ(found: &Value, expected: &Value, place: &str) -> Result<()> {

@@ -4,7 +4,7 @@
 use accel_backends::tensor::{Linear, Tensor, TensorError};
 
 use crate::ModelError;
-use crate::layers::distribution::Distribution;
+use crate::layers::distribution::{self, Distribution};
 use crate::layers::series_layer::SeriesLayer;
 use crate::layers::series_mixer::SeriesMixer;
 use crate::layers::series_scale::{Scaled, scaled};
@@ -123,6 +123,34 @@ impl TimeSeries {
             all.push(("last_hidden_state".into(), x));
         }
         all.map_err(ModelError::at("head"))
+    }
+
+    /// What comes after `past_values`, `[batch, moments, channels]`: `[batch, later moments, channels that are told]`. Where
+    /// the model tells distributions, the mean of each: the numbers from which samples differ least.
+    ///
+    /// # Errors
+    ///
+    /// When the shape does not fit, or the model's class does not forecast.
+    pub fn forecast(&self, past: Tensor) -> Result<Tensor, ModelError> {
+        let SeriesHead::Forecast { told, scaled_logits, .. } = self.spec.head else {
+            return Err(ModelError::Unsupported {
+                what: "forecasting by".into(),
+                found: "a model that tells other things of series".into(),
+                supported: "models that tell what comes next".into(),
+            });
+        };
+        let mut inputs = Inputs::default();
+        inputs.insert("past_values", past);
+        let mut outputs = self.answer(&inputs)?.into_iter();
+        let mut next = || outputs.next().map(|(_, tensor)| tensor);
+        let name = self.spec.answer;
+        let parameters: Vec<Tensor> = (0..told.parameters()).filter_map(|_| next()).collect();
+        let (location, scale) = (next(), next());
+        let missing = || ModelError::MissingInput { name: name.into() };
+        let (location, scale) = location.zip(scale).ok_or_else(missing)?;
+        // Logits that count the scale already count it once.
+        let scale = if scaled_logits && told == DistributionSpec::NegativeBinomial { None } else { Some(scale) };
+        distribution::mean(told, &parameters, &location, scale.as_ref()).map_err(ModelError::at(name))
     }
 
     /// x: `[batch, moments, channels]`

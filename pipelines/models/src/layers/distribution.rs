@@ -28,10 +28,7 @@ impl Distribution {
     ) -> Result<Self, ModelError> {
         let layers = match spec {
             DistributionSpec::Point => vec![loader.linear(name, numbers, inputs, true)?],
-            DistributionSpec::StudentT => parameters(loader, name, 3, numbers, inputs)?,
-            DistributionSpec::Normal | DistributionSpec::NegativeBinomial => {
-                parameters(loader, name, 2, numbers, inputs)?
-            }
+            _ => parameters(loader, name, spec.parameters(), numbers, inputs)?,
         };
         Ok(Self { spec, layers })
     }
@@ -54,6 +51,35 @@ impl Distribution {
             _ => {}
         }
         Ok(parameters)
+    }
+}
+
+/// The mean of numbers that are told by `parameters`, of a series that was brought to one size by `location` and `scale`.
+/// Counts are not moved, and the scale is part of their logits; none where they have it already.
+///
+/// # Errors
+///
+/// When the shapes do not fit.
+pub fn mean(
+    spec: DistributionSpec,
+    parameters: &[Tensor],
+    location: &Tensor,
+    scale: Option<&Tensor>,
+) -> Result<Tensor, TensorError> {
+    let back = |x: &Tensor| scale.map_or_else(|| Ok(x.clone()), |scale| x.mul(scale)?.add(location));
+    match (spec, parameters) {
+        (DistributionSpec::Point, [number]) => Ok(number.clone()),
+        // Its degrees of freedom are over 2, so that it has a mean.
+        (DistributionSpec::StudentT, [_, middle, _]) | (DistributionSpec::Normal, [middle, _]) => back(middle),
+        (DistributionSpec::NegativeBinomial, [count, logits]) => {
+            let odds = logits.exp()?;
+            count.mul(&scale.map_or_else(|| Ok(odds.clone()), |scale| odds.mul(scale))?)
+        }
+        _ => Err(TensorError::Shape {
+            operation: "mean of a distribution",
+            expected: format!("{} parameters", spec.parameters()),
+            found: parameters.len().to_string(),
+        }),
     }
 }
 

@@ -200,3 +200,14 @@ pub enum DistributionSpec {
     /// A negative binomial distribution: total count, logits.
     NegativeBinomial,
 }
+
+impl DistributionSpec {
+    /// How many numbers tell one.
+    pub fn parameters(self) -> usize {
+        match self {
+            Self::Point => 1,
+            Self::StudentT => 3,
+            Self::Normal | Self::NegativeBinomial => 2,
+        }
+    }
+}

@@ -18,10 +18,16 @@ pub const ARCH: Arch = Arch {
         classes: &[
             Class { name: "CLIPModel", head: HeadKind::Image(ImageHead::Similarity), base: "" },
             Class { name: "CLIPForImageClassification", head: HeadKind::Image(ImageHead::Labels), base: "" },
+            // Of Diffusers, whose concepts whoever asks compares vectors with (`safety_checker.py`).
+            Class {
+                name: "StableDiffusionSafetyChecker",
+                head: HeadKind::Image(ImageHead::Projected),
+                base: "vision_model.",
+            },
         ],
         spec,
         stack: STACK,
-        heads: &[Rule::new("head.labels", "classifier")],
+        heads: &[Rule::new("head.labels", "classifier"), Rule::new("image.projection", "visual_projection")],
     },
     gguf: None,
 };
@@ -106,6 +112,11 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
             let head = VisionHead::Labels { pool: PoolSpec::plain(PoolOf::Places), labels: labels(config)? };
             let backbone = self::image(&image)?.backbone;
             Ok(Spec::Vision(Box::new(VisionSpec { backbone, head, part: Some("image") })))
+        }
+        HeadKind::Image(ImageHead::Projected) => {
+            let projection = Some(config.optional_size("projection_dim")?.unwrap_or(512));
+            let image = ImageSpec { projection, ..self::image(&image)? };
+            Ok(Spec::DualEncoder(Box::new(DualEncoderSpec { text: None, image: Some(image), bias: false })))
         }
         _ => Err(no_such_head(kind)),
     }
