@@ -7,7 +7,7 @@ use crate::case::Case;
 /// A fault of the library that answered.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
-    model_type: &'static str,
+    model_types: &'static [&'static str],
     when: Option<Setting>,
     part: Part,
     /// What is wrong.
@@ -24,27 +24,38 @@ enum Part {
     Generation,
 }
 
+/// Types that have the layers of `BertSelfAttention`, and among them those that have the positions of
+/// `RobertaEmbeddings`.
+const BERT: &[&str] = &["bert", "camembert", "data2vec-text", "ernie", "roberta", "xlm-roberta"];
+const ROBERTA: &[&str] = &["camembert", "data2vec-text", "roberta", "xlm-roberta"];
+
 const FAULTS: &[Fault] = &[
     Fault {
-        model_type: "falcon",
+        model_types: &["falcon"],
         when: Some(("alibi", || json!(true))),
         part: Part::All,
         reason: "transformers adds ALiBi twice with eager attention; checkpoints were trained with it once",
     },
     Fault {
-        model_type: "bert",
+        model_types: BERT,
         when: Some(("position_embedding_type", || json!("relative_key"))),
         part: Part::Generation,
         reason: "transformers measures distances of a whole prompt from its last token as soon as there is a cache",
     },
     Fault {
-        model_type: "bert",
+        model_types: BERT,
         when: Some(("position_embedding_type", || json!("relative_key_query"))),
         part: Part::Generation,
         reason: "transformers measures distances of a whole prompt from its last token as soon as there is a cache",
     },
     Fault {
-        model_type: "rwkv",
+        model_types: ROBERTA,
+        when: Some(("position_embedding_type", || json!("absolute"))),
+        part: Part::Generation,
+        reason: "transformers counts positions from 0 where it generates, and from after the padding's id elsewhere",
+    },
+    Fault {
+        model_types: &["rwkv"],
         when: None,
         part: Part::Generation,
         reason: "transformers mixes the states of sequences in a batch of several",
@@ -54,7 +65,7 @@ const FAULTS: &[Fault] = &[
 /// The known fault of a case's reference.
 pub fn known(case: &Case) -> Option<&'static Fault> {
     FAULTS.iter().find(|fault| {
-        fault.model_type == case.model_type
+        fault.model_types.contains(&case.model_type.as_str())
             && fault.when.is_none_or(|(key, value)| case.config().is_ok_and(|config| config[key] == value()))
     })
 }

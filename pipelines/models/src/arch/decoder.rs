@@ -1,19 +1,30 @@
 //! Model types of the decoder family, one file each, and what their configurations share.
 
+pub mod arcee;
 pub mod bloom;
 pub mod deepseek_v3;
 pub mod falcon;
+pub mod gemma;
 pub mod gemma2;
+pub mod gemma3_text;
+mod gguf;
 pub mod gpt2;
+pub mod granite;
 pub mod jamba;
 pub mod llama;
 pub mod mamba;
 pub mod mamba2;
+pub mod ministral;
 pub mod mistral;
 pub mod mixtral;
+pub mod olmo2;
 pub mod phi;
+pub mod qwen2;
+pub mod qwen3;
 pub mod rwkv;
+pub mod smollm3;
 
+use super::unsupported;
 use crate::ModelError;
 use crate::config::{Config, ConfigError};
 use crate::spec::{
@@ -75,6 +86,23 @@ const LAYERS_MAX: usize = 1024;
 pub(super) fn layers(config: &Config, key: &str) -> Result<usize, ConfigError> {
     let layers = config.size(key)?;
     if layers > LAYERS_MAX { Err(config.wrong(key, format!("at most {LAYERS_MAX}"))) } else { Ok(layers) }
+}
+
+/// Which layers see near tokens only; where the configuration names none, those of which `default` is told the number.
+fn sliding(config: &Config, depth: usize, default: impl Fn(usize) -> bool) -> Result<Vec<bool>, ModelError> {
+    let kinds = config.texts("layer_types")?;
+    if kinds.is_empty() {
+        return Ok((0..depth).map(default).collect());
+    }
+    let kind = |kind: String| match kind.as_str() {
+        "sliding_attention" => Ok(true),
+        "full_attention" => Ok(false),
+        _ => Err(unsupported(&config.path("layer_types"), kind, vec!["sliding_attention, full_attention"])),
+    };
+    if kinds.len() != depth {
+        return Err(config.wrong("layer_types", format!("{depth} kinds of layers")).into());
+    }
+    kinds.into_iter().map(kind).collect()
 }
 
 /// Heads, heads of keys and values, and elements of a head, which may be left out.

@@ -1,8 +1,14 @@
 //! Model types of the encoder family, one file each, and what their configurations share.
 
 pub mod bert;
+pub mod camembert;
+pub mod data2vec_text;
 pub mod deberta_v2;
+pub mod distilbert;
 pub mod dpr;
+pub mod ernie;
+pub mod roberta;
+pub mod xlm_roberta;
 
 use super::labels;
 use crate::ModelError;

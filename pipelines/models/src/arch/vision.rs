@@ -4,6 +4,7 @@ pub mod convnext;
 pub mod resnet;
 pub mod swin;
 pub mod vit;
+pub mod vit_msn;
 
 use crate::ModelError;
 use crate::arch::decoder;

@@ -1,13 +1,13 @@
 //! Gemma 2 (`transformers/models/gemma2`; <https://arxiv.org/abs/2408.00118>).
 
-use super::{Parts, activation, heads, layers, llama};
+use super::{Parts, activation, heads, layers, llama, sequential, sliding};
 use crate::ModelError;
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, decoder_head, rope};
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::spec::{
-    AttentionSpec, BiasSpec, EmbedSpec, FfnSpec, LayerSpec, LogitsSpec, MixerSpec, MlpSpec, NormSpec, NormsSpec,
-    ResidualSpec, RopeAxes, RopeSpec, RopeStyle, Spec,
+    AttentionSpec, BiasSpec, EmbedSpec, LayerSpec, LogitsSpec, MlpSpec, NormSpec, NormsSpec, RopeAxes, RopeSpec,
+    RopeStyle, Spec,
 };
 
 /// The model type.
@@ -24,7 +24,8 @@ const CLASSES: &[Class] = &[
     Class { name: "Gemma2ForTokenClassification", head: HeadKind::TokenLabels, base: "model." },
 ];
 
-const STACK: &[Rule] = &[
+/// The names of checkpoints with norms before and after both parts of a layer.
+pub(super) const STACK: &[Rule] = &[
     Rule::add_one("layers.{}.attn_norm", "layers.{}.input_layernorm"),
     Rule::add_one("layers.{}.attn_out_norm", "layers.{}.post_attention_layernorm"),
     Rule::add_one("layers.{}.mlp_norm", "layers.{}.pre_feedforward_layernorm"),
@@ -58,25 +59,18 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         config.size("intermediate_size")?,
         activation(config, "hidden_activation", "gelu_pytorch_tanh")?,
     );
-    let kinds = config.texts("layer_types")?;
+    let depth = layers(config, "num_hidden_layers")?;
     let window = config.optional_size("sliding_window")?.unwrap_or(4096);
-    let layer = |number: usize| {
-        let slides = kinds.get(number).map_or(number.is_multiple_of(2), |kind| kind == "sliding_attention");
-        LayerSpec {
-            mixer: MixerSpec::Attention(AttentionSpec { window: slides.then_some(window), ..attention.clone() }),
-            cross: None,
-            ffn: FfnSpec::Dense(mlp.clone()),
-            norms: NormsSpec { mixer_out: Some(norm), ffn_out: Some(norm), ..NormsSpec::before(norm) },
-            residual: ResidualSpec::Sequential,
-            residual_scale: 1.0,
-        }
+    let slides = sliding(config, depth, |number| number.is_multiple_of(2))?;
+    let layer_of = |slides: bool| {
+        layer(norm, AttentionSpec { window: slides.then_some(window), ..attention.clone() }, mlp.clone())
     };
     let base = config.optional_number("rope_theta")?.unwrap_or(10_000.0);
     let scale = (hidden as f64).sqrt() as f32;
     let parts = Parts {
         hidden,
         embed: EmbedSpec { scale, ..EmbedSpec::plain(config.size("vocab_size")?, hidden) },
-        layers: (0..layers(config, "num_hidden_layers")?).map(layer).collect(),
+        layers: slides.into_iter().map(layer_of).collect(),
         context: config.optional_size("max_position_embeddings")?.unwrap_or(8192),
         ropes: vec![RopeSpec {
             base,
@@ -93,4 +87,10 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         ..LogitsSpec::plain(config.truth_or("tie_word_embeddings", true)?)
     };
     Ok(parts.decoder(decoder_head(config, kind, logits)?))
+}
+
+/// A layer of two parts with a norm before and after each.
+pub(super) fn layer(norm: NormSpec, attention: AttentionSpec, mlp: MlpSpec) -> LayerSpec {
+    let norms = NormsSpec { mixer_out: Some(norm), ffn_out: Some(norm), ..NormsSpec::before(norm) };
+    LayerSpec { norms, ..sequential(norm, attention, mlp) }
 }

@@ -2,14 +2,14 @@
 
 use accel_backends::weights::TensorIndex;
 
-use super::{Parts, activation, heads, layers, sequential};
+use super::{Parts, activation, gguf, heads, layers, sequential};
 use crate::ModelError;
 use crate::arch::{Arch, Architecture, Class, Gguf, HeadKind, HuggingFace, decoder_head, rope};
 use crate::config::Config;
 use crate::rules::{Rule, Rules};
 use crate::spec::{
-    Activation, AttentionSpec, BiasSpec, EmbedSpec, HeadSpec, LogitsSpec, MlpSpec, NormSpec, RopeAxes, RopeScaling,
-    RopeSpec, RopeStyle, Spec,
+    Activation, AttentionSpec, BiasSpec, EmbedSpec, HeadSpec, LayerSpec, LogitsSpec, MlpSpec, NormSpec, NormsSpec,
+    RopeAxes, RopeSpec, RopeStyle, Spec,
 };
 
 /// The model type.
@@ -54,7 +54,8 @@ pub(in crate::arch) const HEADS: &[Rule] = &[
     Rule::new("head.span", "qa_outputs"),
 ];
 
-const GGUF_STACK: &[Rule] = &[
+/// The names of GGUF files.
+pub(super) const GGUF_STACK: &[Rule] = &[
     Rule::new("embed", "token_embd"),
     Rule::new("layers.{}.attn_norm", "blk.{}.attn_norm"),
     Rule::new("layers.{}.attn.q", "blk.{}.attn_q"),
@@ -69,7 +70,8 @@ const GGUF_STACK: &[Rule] = &[
     Rule::new("rope.factors", "rope_freqs"),
 ];
 
-const GGUF_HEADS: &[Rule] = &[Rule::new("head.next_token", "output")];
+/// The name of the head in GGUF files.
+pub(super) const GGUF_HEADS: &[Rule] = &[Rule::new("head.next_token", "output")];
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     let attention_bias = config.truth_or("attention_bias", false)?;
@@ -78,34 +80,76 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         mlp.bias = config.truth_or("mlp_bias", false)?;
         Ok(())
     };
-    like_llama(config, kind, 2048, change)
+    like_llama(config, kind, LAYOUT, change)
 }
+
+/// What differs between types with the keys of Llama's configuration, beside what differs between layers.
+#[derive(Clone, Copy)]
+pub(in crate::arch) struct Layout {
+    /// The most positions where the configuration says nothing.
+    pub context: usize,
+    /// Elements of a head where it says nothing; else the heads share those of a state.
+    pub head: Option<usize>,
+    /// Added to mean squares where it says nothing.
+    pub norm_eps: f64,
+    /// The base of frequencies where it says nothing.
+    pub rope_base: f64,
+    /// Whether logits come from the table of embeddings where it says nothing.
+    pub tied: bool,
+    /// The norms of a layer.
+    pub norms: fn(NormSpec) -> NormsSpec,
+    /// Factor of the embeddings.
+    pub embed_scale: f32,
+    /// Factor of what a part of a layer adds.
+    pub residual_scale: f32,
+    /// Factor of the logits.
+    pub logits_scale: f32,
+}
+
+/// Llama's own.
+pub(in crate::arch) const LAYOUT: Layout = Layout {
+    context: 2048,
+    head: None,
+    norm_eps: 1e-6,
+    rope_base: 10_000.0,
+    tied: false,
+    norms: NormsSpec::before,
+    embed_scale: 1.0,
+    residual_scale: 1.0,
+    logits_scale: 1.0,
+};
 
 /// A decoder with the keys of Llama's configuration, and what differs in each of its layers.
 pub(in crate::arch) fn like_llama(
     config: &Config,
     kind: HeadKind,
-    context: usize,
+    layout: Layout,
     change: impl Fn(usize, &mut AttentionSpec, &mut MlpSpec) -> Result<(), ModelError>,
 ) -> Result<Spec, ModelError> {
     let hidden = config.size("hidden_size")?;
     let keys = ["num_attention_heads", "num_key_value_heads", "head_dim"];
-    let (heads, kv_heads, head) = heads(config, keys, hidden)?;
-    let base = config.optional_number("rope_theta")?.unwrap_or(10_000.0);
-    let norm = NormSpec::rms(config.optional_number("rms_norm_eps")?.unwrap_or(1e-6));
+    let shared = match layout.head {
+        Some(head) => head * config.size("num_attention_heads")?,
+        None => hidden,
+    };
+    let (heads, kv_heads, head) = heads(config, keys, shared)?;
+    let base = config.optional_number("rope_theta")?.unwrap_or(layout.rope_base);
+    let norm = NormSpec::rms(config.optional_number("rms_norm_eps")?.unwrap_or(layout.norm_eps));
     let attention = AttentionSpec { rope: Some(0), ..AttentionSpec::plain(heads, kv_heads, head) };
     let mlp = MlpSpec::gated(config.size("intermediate_size")?, activation(config, "hidden_act", "silu")?);
     let layer = |number| {
         let (mut attention, mut mlp) = (attention.clone(), mlp.clone());
         change(number, &mut attention, &mut mlp)?;
-        Ok(sequential(norm, attention, mlp))
+        let norms = (layout.norms)(norm);
+        Ok(LayerSpec { norms, residual_scale: layout.residual_scale, ..sequential(norm, attention, mlp) })
     };
-    let logits = LogitsSpec::plain(config.truth_or("tie_word_embeddings", false)?);
+    let tied = config.truth_or("tie_word_embeddings", layout.tied)?;
+    let logits = LogitsSpec { scale: layout.logits_scale, ..LogitsSpec::plain(tied) };
     let parts = Parts {
         hidden,
-        embed: EmbedSpec::plain(config.size("vocab_size")?, hidden),
+        embed: EmbedSpec { scale: layout.embed_scale, ..EmbedSpec::plain(config.size("vocab_size")?, hidden) },
         layers: (0..layers(config, "num_hidden_layers")?).map(layer).collect::<Result<_, ModelError>>()?,
-        context: config.optional_size("max_position_embeddings")?.unwrap_or(context),
+        context: config.optional_size("max_position_embeddings")?.unwrap_or(layout.context),
         ropes: vec![RopeSpec {
             base,
             rotated: head,
@@ -125,58 +169,30 @@ fn gguf_spec(config: &Config, index: &TensorIndex) -> Result<Spec, ModelError> {
         let (what, found) = ("llama.expert_count".to_owned(), experts.to_string());
         return Err(ModelError::Unsupported { what, found, supported: "models without experts".into() });
     }
-    let hidden = config.size("llama.embedding_length")?;
-    let keys = ["llama.attention.head_count", "llama.attention.head_count_kv", "llama.attention.key_length"];
-    let (heads, kv_heads, head) = heads(config, keys, hidden)?;
-    if config.optional_size("llama.attention.value_length")?.is_some_and(|value| value != head) {
-        return Err(config.wrong("llama.attention.value_length", format!("the {head} of the keys")).into());
-    }
-    let rotated = config.optional_size("llama.rope.dimension_count")?.unwrap_or(head);
-    if rotated > head || !rotated.is_multiple_of(2) {
-        return Err(config.wrong("llama.rope.dimension_count", format!("an even number of at most {head}")).into());
-    }
-    let vocabulary = match (config.optional_size("llama.vocab_size")?, index.get("token_embd.weight")) {
-        (Some(vocabulary), _) => vocabulary,
-        (None, Some(table)) => table.dims.first().copied().unwrap_or(0),
-        (None, None) => return Err(config.wrong("llama.vocab_size", "a positive whole number").into()),
-    };
-    let norm = NormSpec::rms(config.number("llama.attention.layer_norm_rms_epsilon")?);
+    let sizes = gguf::sizes(config, index, "llama")?;
+    let norm = NormSpec::rms(sizes.norm_eps);
     let attention = AttentionSpec {
         qkv_bias: index.get("blk.0.attn_q.bias").is_some(),
         out_bias: index.get("blk.0.attn_output.bias").is_some(),
         rope: Some(0),
-        ..AttentionSpec::plain(heads, kv_heads, head)
+        ..AttentionSpec::plain(sizes.heads, sizes.kv_heads, sizes.head)
     };
-    let mlp = MlpSpec {
-        bias: index.get("blk.0.ffn_gate.bias").is_some(),
-        ..MlpSpec::gated(config.size("llama.feed_forward_length")?, Activation::Silu)
-    };
-    let rope = RopeSpec {
-        base: config.optional_number("llama.rope.freq_base")?.unwrap_or(10_000.0),
-        rotated,
-        style: RopeStyle::Pairs,
-        scaling: gguf_rope_scaling(config, index)?,
-        axes: RopeAxes::One,
-    };
+    let mlp =
+        MlpSpec { bias: index.get("blk.0.ffn_gate.bias").is_some(), ..MlpSpec::gated(sizes.inner, Activation::Silu) };
     let parts = Parts {
-        hidden,
-        embed: EmbedSpec::plain(vocabulary, hidden),
-        layers: vec![sequential(norm, attention, mlp); layers(config, "llama.block_count")?],
-        context: config.size("llama.context_length")?,
-        ropes: vec![rope],
+        hidden: sizes.hidden,
+        embed: EmbedSpec::plain(sizes.vocabulary, sizes.hidden),
+        layers: vec![sequential(norm, attention, mlp); sizes.layers],
+        context: sizes.context,
+        ropes: vec![RopeSpec {
+            base: config.optional_number("llama.rope.freq_base")?.unwrap_or(10_000.0),
+            rotated: sizes.rotated,
+            style: RopeStyle::Pairs,
+            scaling: gguf::rope_scaling(config, index, "llama")?,
+            axes: RopeAxes::One,
+        }],
         bias: BiasSpec::None,
         final_norm: Some(norm),
     };
     Ok(parts.decoder(HeadSpec::NextToken(LogitsSpec::plain(index.get("output.weight").is_none()))))
-}
-
-fn gguf_rope_scaling(config: &Config, index: &TensorIndex) -> Result<RopeScaling, ModelError> {
-    let key = "llama.rope.scaling.type";
-    let kind = config.optional_text(key)?.unwrap_or_else(|| "none".to_owned());
-    match kind.as_str() {
-        _ if index.get("rope_freqs.weight").is_some() => Ok(RopeScaling::Factors),
-        "none" => Ok(RopeScaling::None),
-        "linear" => Ok(RopeScaling::Linear { factor: config.number("llama.rope.scaling.factor")? }),
-        _ => Err(ModelError::Unsupported { what: config.path(key), found: kind, supported: "none, linear".into() }),
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! GGUF files call it llama.
 
-use super::llama;
+use super::llama::{self, LAYOUT, Layout};
 use crate::ModelError;
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace};
 use crate::config::Config;
@@ -30,7 +30,7 @@ const CLASSES: &[Class] = &[
 ];
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
-    llama::like_llama(config, kind, 131_072, |_, attention, _| {
+    llama::like_llama(config, kind, Layout { context: 131_072, ..LAYOUT }, |_, attention, _| {
         attention.window = config.optional_size("sliding_window")?;
         Ok(())
     })

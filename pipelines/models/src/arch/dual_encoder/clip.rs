@@ -68,7 +68,8 @@ pub const VISION: Arch = Arch {
     gguf: None,
 };
 
-const STACK: &[Rule] = &[
+/// The names of both halves.
+pub(super) const STACK: &[Rule] = &[
     Rule::new("text.embed", "text_model.embeddings.token_embedding"),
     Rule::new("text.positions", "text_model.embeddings.position_embedding"),
     Rule::new("text.layers.{}.attn_norm", "text_model.encoder.layers.{}.layer_norm1"),
@@ -99,12 +100,26 @@ const STACK: &[Rule] = &[
 ];
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
+    whole(config, kind, end)
+}
+
+fn text_spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
+    text_half(config, kind, end)
+}
+
+/// The id 2 was written in error into configurations whose texts end in the largest id.
+fn end(token: i64) -> TextPoolOf {
+    if token == 2 { TextPoolOf::LargestToken } else { TextPoolOf::Token(token) }
+}
+
+/// A model with the keys of CLIP's configuration; `end` tells which state stands for a text, from the id of its end.
+pub(super) fn whole(config: &Config, kind: HeadKind, end: fn(i64) -> TextPoolOf) -> Result<Spec, ModelError> {
     let half = |key| config.section(key).map(Option::unwrap_or_default);
     let image = half("vision_config")?;
     match kind {
         HeadKind::Image(ImageHead::Similarity) => {
             let projection = Some(config.optional_size("projection_dim")?.unwrap_or(512));
-            let text = TextSpec { projection, ..self::text(&half("text_config")?)? };
+            let text = TextSpec { projection, ..self::text(&half("text_config")?, end)? };
             let image = ImageSpec { projection, ..self::image(&image)? };
             Ok(Spec::DualEncoder(Box::new(DualEncoderSpec { text: Some(text), image: Some(image), bias: false })))
         }
@@ -122,15 +137,17 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     }
 }
 
-fn text_spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
-    let mut text = text(config)?;
+/// The half that reads.
+pub(super) fn text_half(config: &Config, kind: HeadKind, end: fn(i64) -> TextPoolOf) -> Result<Spec, ModelError> {
+    let mut text = text(config, end)?;
     if kind == HeadKind::Image(ImageHead::Text { projected: true }) {
         text.projection = Some(config.optional_size("projection_dim")?.unwrap_or(512));
     }
     Ok(Spec::DualEncoder(Box::new(DualEncoderSpec { text: Some(text), image: None, bias: false })))
 }
 
-fn vision_spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
+/// The half that sees.
+pub(super) fn vision_spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     let mut image = image(config)?;
     if kind == HeadKind::Image(ImageHead::Projected) {
         image.projection = Some(config.optional_size("projection_dim")?.unwrap_or(512));
@@ -138,7 +155,7 @@ fn vision_spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     Ok(Spec::DualEncoder(Box::new(DualEncoderSpec { text: None, image: Some(image), bias: false })))
 }
 
-fn text(config: &Config) -> Result<TextSpec, ModelError> {
+fn text(config: &Config, end: fn(i64) -> TextPoolOf) -> Result<TextSpec, ModelError> {
     let hidden = config.optional_size("hidden_size")?.unwrap_or(512);
     let norm = NormSpec::layer(config.optional_number("layer_norm_eps")?.unwrap_or(1e-5));
     let inner = config.optional_size("intermediate_size")?.unwrap_or(2048);
@@ -151,11 +168,7 @@ fn text(config: &Config) -> Result<TextSpec, ModelError> {
         ..EmbedSpec::plain(vocabulary, hidden)
     };
     let stack = patch_stack(hidden, layers(config, "num_hidden_layers", 12)?, layer, Some(norm));
-    // The id 2 was written in error into configurations whose texts end in the largest id.
-    let of = match config.optional_integer("eos_token_id")?.unwrap_or(49_407) {
-        2 => TextPoolOf::LargestToken,
-        token => TextPoolOf::Token(token),
-    };
+    let of = end(config.optional_integer("eos_token_id")?.unwrap_or(49_407));
     let stack = StackSpec { embed, causal: true, ..stack };
     Ok(TextSpec { stack, pool: TextPoolSpec { of, dense: None }, projection: None })
 }

@@ -54,7 +54,8 @@ pub(super) const STACK: &[Rule] = &[
     Rule::new("pooler", "pooler.dense"),
 ];
 
-const HEADS: &[Rule] = &[
+/// The names of its heads.
+pub(super) const HEADS: &[Rule] = &[
     Rule::new("head.transform", "cls.predictions.transform.dense"),
     Rule::new("head.transform_norm", "cls.predictions.transform.LayerNorm"),
     Rule::new("head.next_token.bias", "cls.predictions.bias"),
@@ -65,7 +66,8 @@ const HEADS: &[Rule] = &[
     Rule::new("head.span", "qa_outputs"),
 ];
 
-fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
+/// What the configurations of everything that has BERT's layout and heads say.
+pub(super) fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     let logits = LogitsSpec { bias: true, ..LogitsSpec::plain(config.truth_or("tie_word_embeddings", true)?) };
     let transform = Some((activation(config, "hidden_act", "gelu")?, norm(config)?));
     let head = encoder_head(config, kind, Whole::Pooled, TokensSpec { logits, transform })?;
@@ -74,7 +76,8 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     Ok(Spec::Encoder(Box::new(EncoderSpec { stack: stack(config)?, pooler, head })))
 }
 
-fn norm(config: &Config) -> Result<NormSpec, ModelError> {
+/// The norms of everything that has BERT's layout.
+pub(super) fn norm(config: &Config) -> Result<NormSpec, ModelError> {
     Ok(NormSpec::layer(config.optional_number("layer_norm_eps")?.unwrap_or(1e-12)))
 }
 

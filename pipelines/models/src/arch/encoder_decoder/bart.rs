@@ -3,7 +3,7 @@
 use crate::ModelError;
 use crate::arch::decoder::{activation, layers};
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, decoder_head, labels, no_such_head};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::rules::Rule;
 use crate::spec::encoder_decoder::{EncoderDecoderHead, EncoderDecoderSpec, SourceSpec};
 use crate::spec::{
@@ -71,7 +71,8 @@ const STACK: &[Rule] = &[
     Rule::new("layers.{}.mlp_sum_norm", "layers.{}.final_layer_norm"),
 ];
 
-const HEADS: &[Rule] = &[
+/// The names of the heads of everything that has BART's layout.
+pub(super) const HEADS: &[Rule] = &[
     Rule::new("head.next_token", "lm_head"),
     Rule::new("head.row", "final_logits_bias"),
     Rule::new("head.dense", "classification_head.dense"),
@@ -79,59 +80,87 @@ const HEADS: &[Rule] = &[
     Rule::new("head.span", "qa_outputs"),
 ];
 
-fn stack(config: &Config, decoder: bool, alone: bool) -> Result<StackSpec, ModelError> {
+/// What differs between types with the keys of BART's configuration.
+pub(super) struct Layout {
+    /// Whether norms come before each part of a layer, and one after the last layer, or after each part.
+    pub norms_first: bool,
+    /// Whether embeddings have a norm.
+    pub embed_norm: bool,
+    /// What is added for positions, of which there are so many.
+    pub positions: fn(usize) -> PositionSpec,
+}
+
+/// The first two rows of the table are never used.
+const LAYOUT: Layout = Layout {
+    norms_first: false,
+    embed_norm: true,
+    positions: |positions| PositionSpec::Learned { rows: positions + 2, first: 2, padding: None },
+};
+
+fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
+    like_bart(config, kind, &LAYOUT)
+}
+
+fn stack(config: &Config, layout: &Layout, decoder: bool, alone: bool) -> Result<StackSpec, ModelError> {
     let hidden = config.size("d_model")?;
     let key = |encoder: &'static str, of_decoder: &'static str| if decoder { of_decoder } else { encoder };
     let heads = config.size(key("encoder_attention_heads", "decoder_attention_heads"))?;
     let norm = NormSpec::layer(1e-5);
     let attention = AttentionSpec::plain(heads, heads, hidden / heads).with_biases();
-    let across = decoder && !alone;
+    let across = (decoder && !alone).then_some(norm);
+    let norms = match layout.norms_first {
+        true => NormsSpec { cross: across, ..NormsSpec::before(norm) },
+        false => NormsSpec { cross_sum: across, ..NormsSpec::after(norm) },
+    };
     let layer = LayerSpec {
         mixer: MixerSpec::Attention(attention.clone()),
-        cross: across.then_some(attention),
+        cross: across.map(|_| attention),
         ffn: FfnSpec::Dense(MlpSpec::plain(
             config.size(key("encoder_ffn_dim", "decoder_ffn_dim"))?,
             activation(config, "activation_function", "gelu")?,
         )),
-        norms: NormsSpec { cross_sum: across.then_some(norm), ..NormsSpec::after(norm) },
+        norms,
         residual: ResidualSpec::Sequential,
         residual_scale: 1.0,
     };
     let scaled = config.truth_or("scale_embedding", false)?;
-    // The first two rows of the table are never used.
-    let rows = config.optional_size("max_position_embeddings")?.unwrap_or(1024) + 2;
     Ok(StackSpec {
         hidden,
         embed: EmbedSpec {
             scale: if scaled { (hidden as f64).sqrt() as f32 } else { 1.0 },
-            positions: PositionSpec::Learned { rows, first: 2, padding: None },
-            norm: Some(norm),
+            positions: (layout.positions)(context(config)?),
+            norm: layout.embed_norm.then_some(norm),
             ..EmbedSpec::plain(config.size("vocab_size")?, hidden)
         },
         causal: decoder,
         ropes: Vec::new(),
         bias: BiasSpec::None,
         layers: vec![layer; layers(config, key("encoder_layers", "decoder_layers"))?],
-        final_norm: None,
+        final_norm: layout.norms_first.then_some(norm),
     })
 }
 
-fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
+fn context(config: &Config) -> Result<usize, ConfigError> {
+    Ok(config.optional_size("max_position_embeddings")?.unwrap_or(1024))
+}
+
+/// A model with the keys of BART's configuration.
+pub(super) fn like_bart(config: &Config, kind: HeadKind, layout: &Layout) -> Result<Spec, ModelError> {
     let logits = LogitsSpec::plain(config.truth_or("tie_word_embeddings", true)?);
-    let context = config.optional_size("max_position_embeddings")?.unwrap_or(1024);
+    let context = context(config)?;
     let of_decoder = match kind {
         HeadKind::DecoderNextToken => Some(HeadKind::NextToken),
         HeadKind::DecoderStates => Some(HeadKind::States),
         _ => None,
     };
     if let Some(kind) = of_decoder {
-        let (stack, head) = (stack(config, true, true)?, decoder_head(config, kind, logits)?);
+        let (stack, head) = (stack(config, layout, true, true)?, decoder_head(config, kind, logits)?);
         return Ok(Spec::Decoder(Box::new(DecoderSpec { stack, head, summary: None, context })));
     }
     Ok(Spec::EncoderDecoder(Box::new(EncoderDecoderSpec {
-        encoder: stack(config, false, false)?,
+        encoder: stack(config, layout, false, false)?,
         source: SourceSpec::Tokens,
-        decoder: if kind == HeadKind::EncoderStates { None } else { Some(stack(config, true, false)?) },
+        decoder: if kind == HeadKind::EncoderStates { None } else { Some(stack(config, layout, true, false)?) },
         shared: true,
         head: match kind {
             HeadKind::States | HeadKind::EncoderStates => EncoderDecoderHead::States,

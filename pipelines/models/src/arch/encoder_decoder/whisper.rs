@@ -27,7 +27,8 @@ const CLASSES: &[Class] = &[
     Class { name: "WhisperEncoder", head: HeadKind::EncoderStates, base: "" },
 ];
 
-const STACK: &[Rule] = &[
+/// The names of layers whose norms come first: of a decoder alone, and of either stack.
+pub(super) const STACK: &[Rule] = &[
     Rule::new("encoder.conv.1", "encoder.conv1"),
     Rule::new("encoder.conv.2", "encoder.conv2"),
     Rule::new("encoder.positions", "encoder.embed_positions"),

@@ -1,7 +1,8 @@
 //! Qwen2-VL (`transformers/models/qwen2_vl`; <https://arxiv.org/abs/2409.12191>).
 
 use crate::ModelError;
-use crate::arch::decoder::{activation, layers, llama, sequential};
+use crate::arch::decoder::llama::{self, LAYOUT, Layout};
+use crate::arch::decoder::{activation, layers, qwen2, sequential};
 use crate::arch::vision::patch_stack;
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, rope, unsupported};
 use crate::config::Config;
@@ -80,16 +81,13 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
 }
 
 fn text(config: &Config, kind: HeadKind) -> Result<DecoderSpec, ModelError> {
-    let slides = config.truth_or("use_sliding_window", false)?;
-    let window = if slides { Some(config.optional_size("sliding_window")?.unwrap_or(4096)) } else { None };
-    let kinds = config.texts("layer_types")?;
-    let full = config.optional_size("max_window_layers")?.unwrap_or(80);
+    let windows = qwen2::windows(config, 80)?;
     let change = |number: usize, attention: &mut AttentionSpec, _: &mut MlpSpec| {
-        let slides = kinds.get(number).map_or(number >= full, |kind| kind == "sliding_attention");
-        (attention.qkv_bias, attention.window) = (true, window.filter(|_| slides));
+        (attention.qkv_bias, attention.window) = (true, windows.get(number).copied().flatten());
         Ok(())
     };
-    let Spec::Decoder(mut decoder) = llama::like_llama(config, kind, 32_768, change)? else {
+    let layout = Layout { context: 32_768, ..LAYOUT };
+    let Spec::Decoder(mut decoder) = llama::like_llama(config, kind, layout, change)? else {
         return Err(unsupported("the text_config's model", "another".into(), vec!["decoders of text"]));
     };
     for rope in &mut decoder.stack.ropes {

@@ -40,11 +40,27 @@ pub(super) const STACK: &[Rule] = &[
     Rule::new("pool", "pooler.dense"),
 ];
 
-const HEADS: &[Rule] = &[Rule::new("head.labels", "classifier"), Rule::new("head.pixels", "decoder.0")];
+/// The names of the heads.
+pub(super) const HEADS: &[Rule] = &[Rule::new("head.labels", "classifier"), Rule::new("head.pixels", "decoder.0")];
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
+    let patches = patches(config, 1e-12, kind == HeadKind::Image(ImageHead::Pixels))?;
+    let pooled = config.optional_size("pooler_output_size")?.unwrap_or(patches.embed.width);
+    let pooled_by = if config.has("pooler_act") { activation(config, "pooler_act", "tanh")? } else { Activation::Tanh };
+    let first = PoolSpec::plain(PoolOf::First);
+    let heads = Heads {
+        states: (Some(PoolSpec { dense: Some((pooled, pooled_by)), ..first.clone() }), StatesShape::Sequence),
+        labels: first,
+        side: Some(config.optional_size("encoder_stride")?.unwrap_or(16)),
+        stages: None,
+    };
+    heads.model(config, kind, BackboneSpec::Patches(patches))
+}
+
+/// A stack with the keys of `ViT`'s configuration; `mask` tells whether there is a token for hidden patches.
+pub(super) fn patches(config: &Config, norm_eps: f64, mask: bool) -> Result<PatchesSpec, ModelError> {
     let hidden = config.optional_size("hidden_size")?.unwrap_or(768);
-    let norm = NormSpec::layer(config.optional_number("layer_norm_eps")?.unwrap_or(1e-12));
+    let norm = NormSpec::layer(config.optional_number("layer_norm_eps")?.unwrap_or(norm_eps));
     let inner = config.optional_size("intermediate_size")?.unwrap_or(3072);
     let mlp = MlpSpec::plain(inner, activation(config, "hidden_act", "gelu")?);
     let embed = PatchSpec {
@@ -54,21 +70,11 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         width: hidden,
         bias: true,
         patch_norm: None,
-        mask: kind == HeadKind::Image(ImageHead::Pixels),
+        mask,
         class: true,
         positions: true,
         norm: None,
     };
     let layer = sequential(norm, attention(config, hidden, 12, config.truth_or("qkv_bias", true)?)?, mlp);
-    let stack = patch_stack(hidden, layers(config, "num_hidden_layers", 12)?, layer, Some(norm));
-    let pooled = config.optional_size("pooler_output_size")?.unwrap_or(hidden);
-    let pooled_by = if config.has("pooler_act") { activation(config, "pooler_act", "tanh")? } else { Activation::Tanh };
-    let first = PoolSpec::plain(PoolOf::First);
-    let heads = Heads {
-        states: (Some(PoolSpec { dense: Some((pooled, pooled_by)), ..first.clone() }), StatesShape::Sequence),
-        labels: first,
-        side: Some(config.optional_size("encoder_stride")?.unwrap_or(16)),
-        stages: None,
-    };
-    heads.model(config, kind, BackboneSpec::Patches(PatchesSpec { embed, stack }))
+    Ok(PatchesSpec { embed, stack: patch_stack(hidden, layers(config, "num_hidden_layers", 12)?, layer, Some(norm)) })
 }
