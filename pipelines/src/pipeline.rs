@@ -24,6 +24,7 @@ use crate::task::image::ImageHead;
 use crate::task::text::TextHead;
 use crate::text::TextPipeline;
 use crate::tokenizer::Tokenizer;
+use crate::transcript::{TranscriptPipeline, TranscriptReader};
 
 /// What a pipeline may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +100,7 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
     }
     let engine = Engine::cpu(options.threads).map_err(PipelineError::Engine)?;
     let tokenizer = |files| Tokenizer::load(files, index.gguf());
+    let hears = matches!(described.spec, Spec::Speech(_));
     let model = || {
         let loader = Loader::new(&*files, &index, described.rules, &engine);
         let model = Model::load(&loader, described.spec)?;
@@ -108,6 +110,11 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
         let head = ImageHead::read(&*files, engine.clone())?;
         return Ok(Box::new(TaskPipeline::new(model()?, head, bytes)));
     }
+    if hears {
+        let reader = TranscriptReader::read(&*files)?;
+        let Model::Speech(model) = model()? else { return Err(no_task(class).into()) };
+        return Ok(Box::new(TranscriptPipeline::new(engine.clone(), *model, reader, bytes)));
+    }
     // Files that tell how to read a text are small: what is wrong with them is said before the weights are read.
     let tokenizer = tokenizer(&*files)?;
     let model = match model()? {
@@ -115,7 +122,7 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
             return Ok(Box::new(TextPipeline::new(engine, *decoder, tokenizer, bytes, options)));
         }
         Model::EncoderDecoder(model) => {
-            let chosen = Chosen::read(&*files, model.vocabulary())?;
+            let chosen = Chosen::read(&*files, tasks, model.vocabulary())?;
             return Ok(Box::new(SequencePipeline::new(engine, *model, tokenizer, chosen, bytes, options)));
         }
         model => model,
@@ -129,9 +136,11 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
 pub fn tasks(spec: &Spec, head: HeadKind) -> &'static [Task] {
     match (spec, head) {
         (Spec::Decoder(_), HeadKind::NextToken) => &[Task::TextGeneration],
-        (Spec::EncoderDecoder(spec), HeadKind::NextToken) if matches!(spec.source, SourceSpec::Tokens) => {
-            &[Task::Summarization, Task::Translation]
-        }
+        (Spec::EncoderDecoder(spec), HeadKind::NextToken) => match spec.source {
+            SourceSpec::Tokens => &[Task::Summarization, Task::Translation],
+            SourceSpec::Features { .. } => &[Task::AutomaticSpeechRecognition],
+        },
+        (Spec::Speech(_), HeadKind::Transcript) => &[Task::AutomaticSpeechRecognition],
         (Spec::Encoder(spec), HeadKind::States) if !matches!(spec.head, EncoderHead::States) => &[],
         (Spec::Decoder(_) | Spec::Encoder(_), HeadKind::States) => &[Task::FeatureExtraction, Task::Embedding],
         (Spec::Decoder(_) | Spec::Encoder(_), HeadKind::SequenceLabels) => &[Task::TextClassification],

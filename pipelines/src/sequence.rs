@@ -1,18 +1,24 @@
 //! Sequence to sequence: an encoder reads what is given, and a decoder writes the answer.
 //!
 //! Answers are those of `transformers.pipeline` with its defaults, for summaries and translations
-//! (`pipelines/text2text_generation.py`): mostly the best of several beams. Which beam that is shows only at the end of
-//! the search, so all tokens of such an answer come at the end; without beams they come one by one. Who asks for a
-//! temperature gets draws without beams, and who asks for fewer tokens than the model's files say gets fewer; the files'
-//! own bound holds for who asks for more.
+//! (`pipelines/text2text_generation.py`) and for what is said in a sound (`pipelines/automatic_speech_recognition.py`):
+//! mostly the best of several beams. Which beam that is shows only at the end of the search, so all tokens of such an
+//! answer come at the end; without beams they come one by one. Who asks for a temperature gets draws without beams, and
+//! who asks for fewer tokens than the model's files say gets fewer; the files' own bound holds for who asks for more.
+//!
+//! A sound is heard a window at a time, each in a search of its own, and the tokens of a window are a part of the answer
+//! as soon as they stand; see [`transcription`].
 //!
 //! A job that another peer began goes on here with the very next token. Without beams its earlier tokens are read in.
 //! With beams the search is made again, for it depends on more than the answer so far; should it end elsewhere, as with
-//! another arithmetic it may, it is made once more among answers that begin with what was said.
+//! another arithmetic it may, it is made once more among answers that begin with what was said. A sound whose answer has
+//! times is heard again from its beginning, for what was said does not tell where its windows end.
 
 mod beams;
+mod languages;
 mod rules;
 mod settings;
+mod transcription;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -28,6 +34,7 @@ use accel_protocol::{
     Usage,
 };
 
+use crate::audio_input::{self, AudioPreprocessor};
 use crate::error::PipelineError;
 use crate::pipeline::{Cost, LoadOptions, Pipeline, StepPlan};
 use crate::sampling::{self, NotNumbers};
@@ -35,9 +42,7 @@ use crate::text::answer::Answer;
 use crate::tokenizer::Tokenizer;
 use beams::{Beams, Limits, Logprob, Next};
 use settings::{Custom, Settings};
-
-/// The tasks of models that read texts.
-const TASKS: [Task; 2] = [Task::Summarization, Task::Translation];
+use transcription::{Prompt, Sound};
 
 /// An encoder with a decoder that works on jobs.
 pub struct SequencePipeline {
@@ -45,6 +50,7 @@ pub struct SequencePipeline {
     model: EncoderDecoder,
     tokenizer: Tokenizer,
     settings: Vec<(Task, Settings)>,
+    audio: Option<AudioPreprocessor>,
     weight_bytes: u64,
     state_bytes_max: Option<u64>,
     /// The most tokens that are read, and that are written.
@@ -52,18 +58,33 @@ pub struct SequencePipeline {
     jobs: BTreeMap<JobId, Job>,
 }
 
-/// How a model's answers are chosen for each task it does.
-pub struct Chosen(Vec<(Task, Settings)>);
+/// How a model's inputs are read, and its answers chosen for each task it does.
+pub struct Chosen {
+    settings: Vec<(Task, Settings)>,
+    audio: Option<AudioPreprocessor>,
+}
 
 struct Job {
     generation: Generation,
     settings: Settings,
     limits: Limits,
-    inputs: Inputs,
+    source: Source,
+    /// What the decoder's sequence begins with.
+    prompt: Prompt,
     /// Tokens that the encoder reads.
     read: u32,
     /// Tokens that another peer has said.
     prior: Vec<u32>,
+    /// Whether what another peer has said is found anew, and not read in.
+    replays: bool,
+    /// The most tokens of the decoder's sequence, however many are asked for.
+    length_max: usize,
+    /// Tokens of the answer before this window.
+    before: usize,
+    /// What was said of this window, or of all that was given.
+    said: Vec<(u32, Option<Logprob>)>,
+    /// How many of these are a part of the answer.
+    told: usize,
     /// How many beams; 1 for none.
     beams: usize,
     search: Search,
@@ -75,11 +96,19 @@ struct Job {
     ended: Option<FinishReason>,
 }
 
+/// What the encoder is given.
+enum Source {
+    /// All at once.
+    Whole(Inputs),
+    /// A window at a time.
+    Sound(Sound),
+}
+
 /// Where an answer stands.
 enum Search {
     /// Nothing is read yet; a search is to begin with tokens that were said.
     Waiting { forced: Vec<u32> },
-    /// One sequence: the token that starts it, and the answer so far.
+    /// One sequence: what it begins with, and the answer so far.
     One { tokens: Vec<u32>, state: State },
     /// Several, perhaps in a search that is made again.
     Beams { beams: Beams, state: State, again: bool },
@@ -91,12 +120,15 @@ impl Chosen {
     /// # Errors
     ///
     /// When they are damaged, or have settings that are not supported.
-    pub fn read(files: &dyn ModelFiles, vocabulary: usize) -> Result<Self, PipelineError> {
-        let of = |task: Task| {
-            let custom = Custom { task: task.name(), beams: 4 };
+    pub fn read(files: &dyn ModelFiles, tasks: &[Task], vocabulary: usize) -> Result<Self, PipelineError> {
+        let of = |&task: &Task| {
+            let transcribes = task == Task::AutomaticSpeechRecognition;
+            let custom = Custom { task: task.name(), beams: if transcribes { 5 } else { 4 }, transcribes };
             Ok((task, Settings::read(files, custom, vocabulary)?))
         };
-        TASKS.into_iter().map(of).collect::<Result<_, PipelineError>>().map(Self)
+        let settings = tasks.iter().map(of).collect::<Result<Vec<_>, PipelineError>>()?;
+        let transcribes = settings.iter().any(|(_, settings)| settings.transcription.is_some());
+        Ok(Self { settings, audio: transcribes.then(|| AudioPreprocessor::read(files)).transpose()? })
     }
 }
 
@@ -113,8 +145,8 @@ impl SequencePipeline {
         let most = options.context_tokens.unwrap_or(usize::MAX);
         let contexts = model.contexts().map(|context| context.min(most));
         let state_bytes_max = options.memory_bytes.map(|bytes| bytes.saturating_sub(weight_bytes));
-        let (settings, jobs) = (chosen.0, BTreeMap::new());
-        Self { engine, model, tokenizer, settings, weight_bytes, state_bytes_max, contexts, jobs }
+        let (Chosen { settings, audio }, jobs) = (chosen, BTreeMap::new());
+        Self { engine, model, tokenizer, settings, audio, weight_bytes, state_bytes_max, contexts, jobs }
     }
 
     fn settings(&self, task: Task) -> Result<Settings, JobError> {
@@ -124,11 +156,20 @@ impl SequencePipeline {
     }
 
     /// What the encoder reads of a job, and how many tokens that is.
-    fn inputs(&self, task: Task, input: &Input, prefix: &str) -> Result<(Inputs, usize), PipelineError> {
+    fn source(&self, task: Task, input: &Input, settings: &Settings) -> Result<(Source, usize), PipelineError> {
+        if let (Some(audio), Some(transcription), Some(window)) =
+            (&self.audio, &settings.transcription, self.model.frames())
+        {
+            let input = audio_input::heard(audio, task, input)?;
+            let sound = Sound::new(input, window, transcription.first_time());
+            // The encoder makes one position of two frames.
+            let positions = sound.frames().div_ceil(2);
+            return Ok((Source::Sound(sound), positions));
+        }
         let Input::Text(text) = input else {
             return Err(PipelineError::input("the input", format!("expected one text for {task}")));
         };
-        let tokens = self.tokenizer.encode_text(&format!("{prefix}{text}"));
+        let tokens = self.tokenizer.encode_text(&format!("{}{text}", settings.prefix));
         let tokens = tokens.map_err(|error| PipelineError::input("the text", error))?;
         let (found, context) = (tokens.len(), self.contexts[0]);
         if found > context {
@@ -142,7 +183,36 @@ impl SequencePipeline {
         let ids = ids.map_err(|source| ModelError::Tensor { place: "input_ids".into(), source })?;
         let mut inputs = Inputs::default();
         inputs.insert("input_ids", ids);
-        Ok((inputs, found))
+        Ok((Source::Whole(inputs), found))
+    }
+
+    /// What the decoder's sequence begins with. Says how times follow where the model says them.
+    fn prompt(
+        &self,
+        settings: &mut Settings,
+        source: &Source,
+        language: Option<&str>,
+    ) -> Result<Prompt, PipelineError> {
+        let (Source::Sound(sound), Some(transcription), Some(window)) =
+            (source, &settings.transcription, self.model.frames())
+        else {
+            return match language {
+                Some(found) => {
+                    Err(PipelineError::input("the language", format!("expected none for this task, found {found:?}")))
+                }
+                None => Ok(Prompt { tokens: vec![settings.start], languages: Vec::new() }),
+            };
+        };
+        let timed = transcription.is_timed(sound.frames(), window);
+        let prompt = transcription.prompt(settings.start, language, timed)?;
+        if timed {
+            settings.rules.timestamps = Some(transcription.rule(&settings.ends)?);
+        }
+        let found = prompt.tokens.len();
+        if found > self.contexts[1] {
+            return Err(PipelineError::TooLong { found, context: self.contexts[1] });
+        }
+        Ok(prompt)
     }
 
     fn check_prior(&self, spec: &JobSpec) -> Result<(), JobError> {
@@ -191,7 +261,7 @@ impl SequencePipeline {
             self.end(id, reason, out);
             return Ok(());
         }
-        let logits = job.read_on(&self.model).map_err(PipelineError::from)?;
+        let logits = job.read_on(&self.model, &self.engine)?;
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         if matches!(job.search, Search::Beams { .. }) {
             self.search(id, logits, out)
@@ -209,28 +279,29 @@ impl SequencePipeline {
     ) -> Result<(), JobError> {
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         let Search::One { tokens, .. } = &mut job.search else { return Ok(()) };
-        let index = tokens.len() - 1;
-        if let Some(&said) = job.prior.get(index) {
+        let index = job.before + job.said.len();
+        if let Some(&said) = job.prior.get(index).filter(|_| !job.replays) {
             tokens.push(said);
+            job.said.push((said, None));
             let (done_tokens, total_tokens) = (index as u32 + 1, job.prior.len() as u32);
             out(id, JobEvent::Reading { done_tokens, total_tokens });
-            return Ok(());
+        } else {
+            let logits = logits.pop().unwrap_or_default();
+            let (rules, limits) = (&job.settings.rules, &job.limits);
+            let masked = |scores: &mut [f32]| rules.apply(tokens, scores, &limits.ends, limits.max_length);
+            let choice = sampling::choose_under(logits, tokens, index, &job.generation, masked).map_err(not_numbers)?;
+            job.answering.get_or_insert_with(Instant::now);
+            if job.limits.ends.contains(&choice.id) {
+                return self.turn(id, FinishReason::EndOfText, out);
+            }
+            tokens.push(choice.id);
+            job.said.push((choice.id, choice.logprob));
         }
-        let logits = logits.pop().unwrap_or_default();
-        let (rules, limits) = (&job.settings.rules, &job.limits);
-        let masked = |scores: &mut [f32]| rules.apply(tokens, scores, &limits.ends, limits.max_length);
-        let choice = sampling::choose_under(logits, tokens, index, &job.generation, masked).map_err(not_numbers)?;
-        job.answering.get_or_insert_with(Instant::now);
-        if job.limits.ends.contains(&choice.id) {
-            self.end(id, FinishReason::EndOfText, out);
-            return Ok(());
+        job.tell(id, job.source.certain(&job.said), &self.tokenizer, out)?;
+        match job.finished() {
+            Some(reason) => self.turn(id, reason, out),
+            None => Ok(()),
         }
-        tokens.push(choice.id);
-        job.say(id, &self.tokenizer, choice.id, choice.logprob, out)?;
-        if let Some(reason) = job.finished() {
-            self.end(id, reason, out);
-        }
-        Ok(())
     }
 
     /// Carries a job's beams on; when the search has ended, says the answer.
@@ -249,8 +320,11 @@ impl SequencePipeline {
         }
         let mut answer = beams.answer();
         let said = answer.iter().map(|(token, _)| token);
-        if !*again && !job.prior.iter().eq(said.take(job.prior.len())) {
-            job.search = Search::Waiting { forced: job.prior.clone() };
+        if !job.replays
+            && !*again
+            && !job.prior.iter().skip(job.before).eq(said.take(job.prior.len().saturating_sub(job.before)))
+        {
+            job.search = Search::Waiting { forced: job.prior.iter().skip(job.before).copied().collect() };
             return Ok(());
         }
         let reason = match answer.last() {
@@ -261,13 +335,33 @@ impl SequencePipeline {
             _ => FinishReason::Length,
         };
         job.answering.get_or_insert_with(Instant::now);
-        for (token, logprob) in answer.into_iter().skip(job.prior.len()) {
-            if job.answer.stopped() {
-                break;
+        job.said = answer;
+        self.turn(id, reason, out)
+    }
+
+    /// Ends a window, and with the last one the job.
+    fn turn(&mut self, id: JobId, reason: FinishReason, out: &mut dyn FnMut(JobId, JobEvent)) -> Result<(), JobError> {
+        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
+        job.tell(id, job.source.kept(&job.said), &self.tokenizer, out)?;
+        let more = match &mut job.source {
+            Source::Sound(sound) if !job.answer.stopped() => sound.turn(&job.said)?,
+            _ => false,
+        };
+        let total = job.before + job.told;
+        let left = (job.generation.max_tokens as usize).saturating_sub(total);
+        if !more {
+            if job.replays && total < job.prior.len() {
+                return Err(told_otherwise());
             }
-            job.say(id, &self.tokenizer, token, logprob, out)?;
+            self.end(id, reason, out);
+        } else if left == 0 {
+            self.end(id, FinishReason::Length, out);
+        } else {
+            (job.before, job.told) = (total, 0);
+            job.said.clear();
+            job.limits.max_length = job.length_max.min(job.prompt.tokens.len() + left);
+            job.search = Search::Waiting { forced: Vec::new() };
         }
-        self.end(id, reason, out);
         Ok(())
     }
 
@@ -296,10 +390,33 @@ impl SequencePipeline {
     }
 }
 
+impl Source {
+    /// How many tokens stand whatever follows them.
+    fn certain(&self, said: &[(u32, Option<Logprob>)]) -> usize {
+        match self {
+            Self::Whole(_) => said.len(),
+            Self::Sound(sound) => sound.certain(said),
+        }
+    }
+
+    /// How many tokens stand at the end of a window.
+    fn kept(&self, said: &[(u32, Option<Logprob>)]) -> usize {
+        match self {
+            Self::Whole(_) => said.len(),
+            Self::Sound(sound) => sound.kept(said),
+        }
+    }
+
+    /// Whether a token is no part of the text.
+    fn is_silent(&self, token: u32) -> bool {
+        matches!(self, Self::Sound(sound) if sound.is_time(token))
+    }
+}
+
 impl Job {
-    /// Reads what is not read yet: the input and the token that starts the answer, or the last token of each sequence.
+    /// Reads what is not read yet: what is given and what the answer begins with, or the last token of each sequence.
     /// Answers the logits of what follows each: `[vocabulary]`.
-    fn read_on(&mut self, model: &EncoderDecoder) -> Result<Vec<Vec<f32>>, ModelError> {
+    fn read_on(&mut self, model: &EncoderDecoder, engine: &Engine) -> Result<Vec<Vec<f32>>, PipelineError> {
         let vocabulary = model.vocabulary().max(1);
         let rows = |logits: &Tensor| {
             let rows = logits.read(|all| all.chunks_exact(vocabulary).map(<[f32]>::to_vec).collect::<Vec<_>>());
@@ -307,56 +424,99 @@ impl Job {
         };
         match &mut self.search {
             Search::Waiting { forced } => {
-                let (begun, start) = (model.begin(&self.inputs)?, vec![self.settings.start]);
+                let begun = match &self.source {
+                    Source::Whole(inputs) => model.begin(inputs)?,
+                    Source::Sound(sound) => {
+                        let mut inputs = sound.inputs(engine)?;
+                        inputs.insert_number("decoder_start_token_id", self.settings.start.into());
+                        model.begin(&inputs)?
+                    }
+                };
                 let (mut state, mut logits) = (begun.state, rows(&begun.logits)?);
+                self.prompt.settle(logits.first().map_or(&[], Vec::as_slice))?;
+                for &token in self.prompt.tokens.iter().skip(1) {
+                    logits = rows(&model.next(&[token.into()], &mut state)?)?;
+                }
+                let prompt = self.prompt.tokens.clone();
                 self.search = if self.beams == 1 {
-                    Search::One { tokens: start, state }
+                    Search::One { tokens: prompt, state }
                 } else {
                     // All beams are alike at first.
                     state.reorder(&vec![0; self.beams]);
                     logits = logits.iter().cycle().take(self.beams).cloned().collect();
                     let again = !forced.is_empty();
-                    Search::Beams { beams: Beams::new(self.beams, &start, std::mem::take(forced)), state, again }
+                    Search::Beams { beams: Beams::new(self.beams, &prompt, std::mem::take(forced)), state, again }
                 };
                 Ok(logits)
             }
             Search::One { tokens, state } => {
                 let last = tokens.last().map_or(0, |&token| token.into());
-                rows(&model.next(&[last], state)?)
+                Ok(rows(&model.next(&[last], state)?)?)
             }
-            Search::Beams { beams, state, .. } => rows(&model.next(&beams.last(), state)?),
+            Search::Beams { beams, state, .. } => Ok(rows(&model.next(&beams.last(), state)?)?),
         }
     }
 
-    /// Says one more token.
-    fn say(
+    /// Makes the tokens of this window up to a place a part of the answer, and says those that no peer has said.
+    fn tell(
         &mut self,
         id: JobId,
+        upto: usize,
         tokenizer: &Tokenizer,
-        token: u32,
-        logprob: Option<Logprob>,
         out: &mut dyn FnMut(JobId, JobEvent),
     ) -> Result<(), JobError> {
-        let index = self.answer.tokens() as u32;
-        let text = self.answer.push(tokenizer, token).map_err(undecodable)?;
-        let logprob = logprob.map(|(logprob, top)| TokenLogprob {
-            logprob,
-            top: top.into_iter().map(|(id, logprob)| (id, tokenizer.token_text(id), logprob)).collect(),
-        });
-        out(id, JobEvent::Token { index, id: token, text, logprob });
+        while self.told < upto && !self.answer.stopped() {
+            let index = self.before + self.told;
+            let Some((token, logprob)) = self.said.get_mut(self.told) else { break };
+            let (token, logprob) = (*token, logprob.take());
+            self.told += 1;
+            match self.prior.get(index) {
+                Some(&prior) if prior == token => continue,
+                Some(_) => return Err(told_otherwise()),
+                None => {}
+            }
+            let text = say(&mut self.answer, &self.source, tokenizer, token)?;
+            let logprob = logprob.map(|(logprob, top)| TokenLogprob {
+                logprob,
+                top: top.into_iter().map(|(id, logprob)| (id, tokenizer.token_text(id), logprob)).collect(),
+            });
+            out(id, JobEvent::Token { index: index as u32, id: token, text, logprob });
+        }
         Ok(())
     }
 
-    /// Why the answer ends with its last token, if it does.
+    /// Why this window, or all of it, ends with its last token, if it does.
     fn finished(&self) -> Option<FinishReason> {
         if self.answer.stopped() {
             Some(FinishReason::Stop)
-        } else if self.answer.tokens() + 1 >= self.limits.max_length {
+        } else if self.prompt.tokens.len() + self.said.len() >= self.limits.max_length {
             Some(FinishReason::Length)
         } else {
             None
         }
     }
+
+    /// Why a job that another peer began has nothing left to do, if it has not.
+    fn ended(&self) -> Option<FinishReason> {
+        let whole = matches!(self.source, Source::Whole(_));
+        let full = whole && self.prompt.tokens.len() + self.prior.len() >= self.limits.max_length;
+        if self.answer.stopped() {
+            Some(FinishReason::Stop)
+        } else if full || self.prior.len() >= self.generation.max_tokens as usize {
+            Some(FinishReason::Length)
+        } else {
+            None
+        }
+    }
+}
+
+/// Adds a token to an answer, and gives the text that became certain with it.
+fn say(answer: &mut Answer, source: &Source, tokenizer: &Tokenizer, token: u32) -> Result<String, JobError> {
+    if source.is_silent(token) {
+        answer.pass();
+        return Ok(String::new());
+    }
+    answer.push(tokenizer, token).map_err(undecodable)
 }
 
 impl Pipeline for SequencePipeline {
@@ -387,11 +547,21 @@ impl Pipeline for SequencePipeline {
             generation.repetition_penalty = settings.rules.repetition_penalty;
         }
         settings.rules.repetition_penalty = generation.repetition_penalty;
-        let (mut inputs, read) = self.inputs(spec.task, &spec.input, &settings.prefix)?;
-        inputs.insert_number("decoder_start_token_id", settings.start.into());
-        let max_length = settings.max_length.min(generation.max_tokens as usize + 1);
+        let (mut source, read) = self.source(spec.task, &spec.input, &settings)?;
+        if let Source::Whole(inputs) = &mut source {
+            inputs.insert_number("decoder_start_token_id", settings.start.into());
+        }
+        let prompt = self.prompt(&mut settings, &source, spec.options.language.as_deref())?;
+        let begun = prompt.tokens.len();
+        settings.rules = settings.rules.after(begun, settings.min_length.after(begun));
         // The last token is not read.
-        let max_length = max_length.min(self.contexts[1].saturating_add(1));
+        let length_max = settings.max_length.after(begun).min(self.contexts[1].saturating_add(1));
+        let max_length = length_max.min(begun + generation.max_tokens as usize);
+        if max_length <= begun {
+            let words =
+                format!("the answer begins with {begun} tokens, and the model's files allow {length_max} at most");
+            return Err(JobError::new(ErrorCode::ModelInvalid, words));
+        }
         let beams = if drawn { 1 } else { settings.beams };
         let limits = Limits {
             ends: if generation.ignore_eos { Vec::new() } else { settings.ends.clone() },
@@ -402,21 +572,35 @@ impl Pipeline for SequencePipeline {
         };
         // While beams change places, some are there twice.
         let copies = if beams == 1 { 1 } else { 2 * beams };
-        let positions = read.saturating_add(max_length.max(spec.prior.len() + 1).saturating_mul(copies));
-        let state_bytes = self.model.position_bytes().saturating_mul(positions as u64);
+        let (heard, longest, kept_bytes) = match &source {
+            Source::Whole(_) => (read, max_length.max(spec.prior.len() + begun), 0),
+            Source::Sound(sound) => (sound.window_positions(), max_length, sound.bytes()),
+        };
+        let positions = heard.saturating_add(longest.saturating_mul(copies));
+        let state_bytes = self.model.position_bytes().saturating_mul(positions as u64).saturating_add(kept_bytes);
         self.reserve(state_bytes)?;
         let mut answer = Answer::new(&[], &generation.stop);
+        if settings.transcription.is_some() && self.tokenizer.is_tidy() {
+            answer = answer.tidy();
+        }
         for &id in &spec.prior {
             // What came of these tokens has been said.
-            let _said = answer.push(&self.tokenizer, id).map_err(undecodable)?;
+            let _said = say(&mut answer, &source, &self.tokenizer, id)?;
         }
+        let timed = settings.rules.timestamps.is_some() || spec.prior.iter().any(|&token| source.is_silent(token));
         let mut job = Job {
             generation,
             settings,
             limits,
-            inputs,
+            source,
+            prompt,
             read: read as u32,
             prior: spec.prior.clone(),
+            replays: timed && !spec.prior.is_empty(),
+            length_max,
+            before: 0,
+            said: Vec::new(),
+            told: 0,
             beams,
             search: Search::Waiting { forced: Vec::new() },
             answer,
@@ -425,7 +609,7 @@ impl Pipeline for SequencePipeline {
             answering: None,
             ended: None,
         };
-        job.ended = job.finished();
+        job.ended = job.ended();
         self.jobs.insert(spec.id, job);
         Ok(Cost { prompt_tokens: read as u32, memory_bytes: state_bytes })
     }
@@ -447,6 +631,12 @@ impl Pipeline for SequencePipeline {
     fn evict(&mut self, job: JobId) {
         self.jobs.remove(&job);
     }
+}
+
+fn told_otherwise() -> JobError {
+    let words =
+        "the answer was begun by a peer that heard otherwise, and what it said cannot be gone on with; ask anew";
+    JobError::new(ErrorCode::Unsupported, words)
 }
 
 fn not_numbers(error: NotNumbers) -> JobError {

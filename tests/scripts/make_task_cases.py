@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import speech_cases
 import torch
 import transformers
 from make_case import build, checkpoint, weight_rows
@@ -234,6 +235,7 @@ BART_GENERATION |= {"decoder_start_token_id": 2}
 BART_GENERATION |= {"forced_bos_token_id": 0, "forced_eos_token_id": 2, "no_repeat_ngram_size": 2}
 # Seeds with which some answers end by themselves, where 0 is none of them.
 SEEDS = {"summarization": 7, "summarization-bart": 4, "translation": 4, "translation-greedy": 3}
+SEEDS |= {"speech-whisper": 9, "speech-whisper-english": 20}
 # Name: the task, the class, its configuration, what prepares inputs, the questions, other files of the model.
 CASES = {
     "text-classification": (
@@ -290,6 +292,7 @@ CASES = {
         lambda: transformers.ViTImageProcessor(size={"height": 32, "width": 32}), image_classification, {},
     ),
 }  # fmt: skip
+CASES |= speech_cases.cases(SENTENCES)
 
 
 def make(name, out, seed):
@@ -302,12 +305,18 @@ def make(name, out, seed):
         path, stored = checkpoint(folder)
         for file, value in files.items():
             (folder / file).parent.mkdir(exist_ok=True)
-            (folder / file).write_text(json.dumps(value))
+            if value is None:
+                (folder / file).unlink()
+                continue
+            (folder / file).write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
         rows, weights, verbatim = weight_rows(stored, cls.from_pretrained(folder), seed)
         save_file(weights, path, metadata={"format": "pt"})
         model = cls.from_pretrained(folder, attn_implementation="eager").eval()
         kind = "image_processor" if isinstance(preparing, transformers.ImageProcessingMixin) else "tokenizer"
-        pipe = transformers.pipeline("feature-extraction" if task == "embedding" else task, model, **{kind: preparing})
+        parts = {kind: preparing}
+        if isinstance(preparing, transformers.ProcessorMixin):
+            parts = {name: getattr(preparing, name) for name in preparing.attributes}
+        pipe = transformers.pipeline("feature-extraction" if task == "embedding" else task, model, **parts)
         asked = [dict(zip(("input", "options", "expected", "text", "generation"), one)) for one in questions(pipe)]
         path.unlink()
         if kind == "image_processor":

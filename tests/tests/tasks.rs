@@ -78,6 +78,8 @@ async fn every_task_is_answered_through_two_processes_as_in_one() -> Result<()> 
         "image-classification",
         "summarization",
         "translation",
+        "speech-whisper",
+        "speech-ctc",
     ];
     let cluster = Cluster::new()?;
     for name in names {

@@ -13,6 +13,7 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 
 use super::rules::Rules;
+use super::transcription::Transcription;
 use crate::error::PipelineError;
 
 const GENERATION_FILE: &str = "generation_config.json";
@@ -40,12 +41,35 @@ pub struct Settings {
     pub length_penalty: f64,
     /// When a search ends.
     pub early_stopping: EarlyStopping,
-    /// The most tokens of the decoder's sequence.
-    pub max_length: usize,
+    /// The most tokens.
+    pub max_length: Length,
+    /// The least tokens before the end.
+    pub min_length: Length,
     /// Whether the files ask for draws.
     pub draws: bool,
     /// What tokens may follow.
     pub rules: Rules,
+    /// How sounds are written down, where sounds are read.
+    pub transcription: Option<Transcription>,
+}
+
+/// A number of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// Of an answer alone.
+    Answer(usize),
+    /// Of a sequence, with what it begins with.
+    Sequence(usize),
+}
+
+impl Length {
+    /// The length of a sequence that begins with so many tokens.
+    pub fn after(self, begun: usize) -> usize {
+        match self {
+            Self::Answer(tokens) => tokens.saturating_add(begun),
+            Self::Sequence(tokens) => tokens,
+        }
+    }
 }
 
 /// When a search by beams ends.
@@ -66,6 +90,8 @@ pub struct Custom<'a> {
     pub task: &'a str,
     /// How many beams.
     pub beams: usize,
+    /// Whether sounds are written down.
+    pub transcribes: bool,
 }
 
 /// Keys that change what is answered and that are not supported.
@@ -125,7 +151,8 @@ impl Settings {
         if since_4_50(model) {
             chosen.fill(model);
         }
-        chosen.settings(prefix, vocabulary)
+        let transcription = custom.transcribes.then(|| Transcription::read(&chosen.0, &config)).transpose()?;
+        chosen.settings(prefix, transcription, vocabulary)
     }
 }
 
@@ -151,14 +178,15 @@ impl Chosen {
         }
     }
 
-    fn settings(&self, prefix: String, vocabulary: usize) -> Result<Settings, PipelineError> {
+    fn settings(
+        &self,
+        prefix: String,
+        transcription: Option<Transcription>,
+        vocabulary: usize,
+    ) -> Result<Settings, PipelineError> {
         for key in UNSUPPORTED {
             if let Some(found) = self.0.get(key).filter(|value| !value.is_null()) {
-                return Err(PipelineError::Model(ModelError::Unsupported {
-                    what: format!("the generation setting {key}"),
-                    found: found.to_string().chars().take(80).collect(),
-                    supported: "none, or the library's default".into(),
-                }));
+                return Err(unsupported(key, found));
             }
         }
         let ends = self.tokens("eos_token_id")?;
@@ -176,38 +204,54 @@ impl Chosen {
             Some(_) => return Err(self.wrong("early_stopping", "true, false or \"never\"")),
         };
         let max_length = match (self.size("max_new_tokens")?, self.size("max_length")?) {
-            (Some(new), _) => new.saturating_add(1),
-            (None, Some(length)) => length,
-            (None, None) => LENGTH + 1,
+            (Some(new), _) => Length::Answer(new),
+            (None, Some(length)) => Length::Sequence(length),
+            (None, None) => Length::Answer(LENGTH),
         };
-        if max_length < 2 {
+        if max_length.after(1) < 2 {
             return Err(self.wrong("max_length", "at least 2"));
         }
         let min_length = match self.size("min_new_tokens")? {
-            Some(new) => new.saturating_add(1),
-            None => self.size("min_length")?.unwrap_or(0),
+            Some(new) => Length::Answer(new),
+            None => Length::Sequence(self.size("min_length")?.unwrap_or(0)),
         };
         let forced_bos = self.tokens("forced_bos_token_id")?.first().copied();
         let rules = Rules {
             repetition_penalty: self.number("repetition_penalty")?.unwrap_or(1.0) as f32,
             no_repeat_ngram: self.size("no_repeat_ngram_size")?.unwrap_or(0),
             bad_words: self.lists("bad_words_ids")?.into_iter().filter(|word| !is_end(word, &ends)).collect(),
-            min_length,
+            min_length: 0,
             forced_bos,
             forced_eos: self.tokens("forced_eos_token_id")?,
             suppressed: self.tokens("suppress_tokens")?,
             suppressed_first: self.tokens("begin_suppress_tokens")?,
-            begin: if forced_bos.is_some() { 2 } else { 1 },
+            begin: 0,
+            timestamps: None,
         };
-        let named = rules.tokens().chain([start]).chain(ends.iter().copied());
+        let spoken = transcription.iter().flat_map(Transcription::tokens);
+        let named = rules.tokens().chain([start]).chain(ends.iter().copied()).chain(spoken);
         if let Some(token) = named.into_iter().find(|&token| token as usize >= vocabulary) {
             let words = format!("the token {token} of {GENERATION_FILE} is outside the vocabulary of {vocabulary}");
             return Err(PipelineError::tokenizer(GENERATION_FILE, words));
         }
-        let draws = self.0.get("do_sample") == Some(&Value::Bool(true))
+        // What is written down of a sound is the likeliest, whatever the files say of draws (`generate_with_fallback`).
+        let draws = transcription.is_none()
+            && self.0.get("do_sample") == Some(&Value::Bool(true))
             && self.0.get("temperature").and_then(Value::as_f64) != Some(0.0);
         let length_penalty = self.number("length_penalty")?.unwrap_or(1.0);
-        Ok(Settings { prefix, start, ends, beams, length_penalty, early_stopping, max_length, draws, rules })
+        Ok(Settings {
+            prefix,
+            start,
+            ends,
+            beams,
+            length_penalty,
+            early_stopping,
+            max_length,
+            min_length,
+            draws,
+            rules,
+            transcription,
+        })
     }
 
     fn value<T>(
@@ -250,10 +294,24 @@ impl Chosen {
     }
 
     fn wrong(&self, key: &str, expected: &str) -> PipelineError {
-        let found = self.0.get(key).map_or_else(|| "nothing".into(), Value::to_string);
-        let (path, expected) = (format!("{GENERATION_FILE}: {key}"), expected.to_owned());
-        config_error(ConfigError::Mistyped { path, expected, found: found.chars().take(80).collect() })
+        wrong(key, expected, self.0.get(key))
     }
+}
+
+/// The error of a setting that is not as it should be.
+pub fn wrong(key: &str, expected: &str, found: Option<&Value>) -> PipelineError {
+    let found = found.map_or_else(|| "nothing".into(), Value::to_string);
+    let (path, expected) = (format!("{GENERATION_FILE}: {key}"), expected.to_owned());
+    config_error(ConfigError::Mistyped { path, expected, found: found.chars().take(80).collect() })
+}
+
+/// The error of a setting that is not supported.
+pub fn unsupported(key: &str, found: &Value) -> PipelineError {
+    PipelineError::Model(ModelError::Unsupported {
+        what: format!("the generation setting {key}"),
+        found: found.to_string().chars().take(80).collect(),
+        supported: "none, or the library's default".into(),
+    })
 }
 
 fn token(value: &Value) -> Option<u32> {
