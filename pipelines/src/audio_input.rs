@@ -5,8 +5,7 @@
 //! those of `transformers` 4.57 (`src/transformers/models/{whisper,wav2vec2,encodec}/feature_extraction_*.py`); sums are in
 //! another order than NumPy's, so that values differ in their last bits.
 //!
-//! Long sounds are cut into windows where the model reads windows. Which of a model's answers belong together is for the
-//! caller: each input says which sound and which part of it it is.
+//! Long sounds stay whole, as in `transformers`' speech recognition: where a model reads windows, its caller cuts features.
 
 mod decode;
 mod extractor;
@@ -14,6 +13,7 @@ mod log_mel;
 mod resample;
 
 use accel_backends::files::ModelFiles;
+use accel_protocol::{Input, Task};
 
 use crate::error::PipelineError;
 use crate::preprocessor::Settings;
@@ -98,7 +98,7 @@ impl Audio {
     }
 }
 
-/// What a model reads for one sound, or for one window of it.
+/// What a model reads for one sound.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AudioInput {
     /// The values, row-major in `shape`: `input_features` or `input_values` of one sound.
@@ -110,8 +110,6 @@ pub struct AudioInput {
     pub mask: Option<Vec<u8>>,
     /// Which of the sounds that were given.
     pub sound: usize,
-    /// Where in that sound the values begin, in samples at the model's rate.
-    pub start: usize,
 }
 
 /// The steps that a model's sounds go through.
@@ -144,8 +142,8 @@ impl AudioPreprocessor {
         self.extractor.rate()
     }
 
-    /// Prepares sounds that the model reads together: where the model pads, all are padded to the longest of them. Each
-    /// gives one input, or as many as it has windows where the model reads windows.
+    /// Prepares sounds that the model reads together: where the model pads, all are padded to the longest of them, and
+    /// where it reads windows, to one window at least. Each gives one input.
     ///
     /// # Errors
     ///
@@ -169,6 +167,19 @@ impl AudioPreprocessor {
         }
         self.extractor.extract(converted, longest)
     }
+}
+
+/// What a model reads of a job's sound.
+///
+/// # Errors
+///
+/// When the input is no file of a sound, or of one that the model cannot take.
+pub(crate) fn heard(preprocessor: &AudioPreprocessor, task: Task, input: &Input) -> Result<AudioInput, PipelineError> {
+    let Input::File(file) = input else {
+        return Err(PipelineError::input("the input", format!("expected a file of a sound for {task}")));
+    };
+    let sounds = preprocessor.prepare(&[decode(&file.0)?])?;
+    sounds.into_iter().next().ok_or_else(|| damaged("expected samples, found none"))
 }
 
 fn mean(channels: &[Vec<f32>]) -> Vec<f32> {

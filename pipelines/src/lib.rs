@@ -19,6 +19,7 @@ mod sequence;
 mod task;
 mod text;
 mod tokenizer;
+mod transcript;
 
 pub use error::PipelineError;
 pub use pipeline::{Cost, LoadOptions, Pipeline, StepPlan, arithmetic, load, tasks};

@@ -27,6 +27,7 @@ use crate::task::series::SeriesHead;
 use crate::task::text::TextHead;
 use crate::text::TextPipeline;
 use crate::tokenizer::Tokenizer;
+use crate::transcript::{TranscriptPipeline, TranscriptReader};
 
 /// What a pipeline may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +124,11 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
         let head = SeriesHead::new(series, engine.clone());
         return Ok(Box::new(TaskPipeline::new(model(spec)?, head, bytes)));
     }
+    if let Spec::Speech(_) = &spec {
+        let reader = TranscriptReader::read(&*files)?;
+        let Model::Speech(model) = model(spec)? else { return Err(no_task(class).into()) };
+        return Ok(Box::new(TranscriptPipeline::new(engine.clone(), *model, reader, bytes)));
+    }
     // Files that tell how to read a text are small: what is wrong with them is said before the weights are read.
     let tokenizer = tokenizer(&*files)?;
     if tasks.iter().any(|task| task.is_generation() && *task != Task::TextGeneration) {
@@ -152,6 +158,8 @@ pub fn tasks(spec: &Spec, head: HeadKind) -> &'static [Task] {
     match (spec, head) {
         (Spec::Decoder(_), HeadKind::NextToken) => &[Task::TextGeneration],
         (Spec::EncoderDecoder(_), HeadKind::NextToken) if reads_text => &[Task::Summarization, Task::Translation],
+        (Spec::EncoderDecoder(_), HeadKind::NextToken) => &[Task::AutomaticSpeechRecognition],
+        (Spec::Speech(_), HeadKind::Transcript) => &[Task::AutomaticSpeechRecognition],
         (Spec::Encoder(spec), HeadKind::States) if !matches!(spec.head, EncoderHead::States) => &[],
         (Spec::Decoder(_) | Spec::Encoder(_), HeadKind::States) => &[Task::FeatureExtraction, Task::Embedding],
         (_, HeadKind::SequenceLabels) if reads_text => &[Task::TextClassification],

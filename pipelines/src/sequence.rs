@@ -1,20 +1,26 @@
-//! Models that read what is given whole, and then write the answer: an encoder with a decoder, what writes about a
-//! picture, and what reads pictures among its tokens. [`Reader`] says what each is given.
+//! Models that read what is given and then write the answer: an encoder with a decoder, what writes about a picture, what
+//! reads pictures among its tokens, and what writes down what is said. [`Reader`] says what each is given.
 //!
 //! Answers are those of `transformers.pipeline` with its defaults (`pipelines/text2text_generation.py`,
-//! `image_to_text.py` and `image_text_to_text.py`): for summaries and translations mostly the best of several beams. Which beam that is shows only at the end of
-//! the search, so all tokens of such an answer come at the end; without beams they come one by one. Who asks for a
-//! temperature gets draws without beams, and who asks for fewer tokens than the model's files say gets fewer; the files'
-//! own bound holds for who asks for more.
+//! `image_to_text.py`, `image_text_to_text.py` and `automatic_speech_recognition.py`): for summaries, translations and
+//! sounds mostly the best of several beams. Which beam that is shows only at the end of the search, so all tokens of such
+//! an answer come at the end; without beams they come one by one. Who asks for a temperature gets draws without beams, and
+//! who asks for fewer tokens than the model's files say gets fewer; the files' own bound holds for who asks for more.
+//!
+//! A sound is heard a window at a time, each in a search of its own, and the tokens of a window are a part of the answer
+//! as soon as they stand; see [`transcription`].
 //!
 //! A job that another peer began goes on here with the very next token. Without beams its earlier tokens are read in.
 //! With beams the search is made again, for it depends on more than the answer so far; should it end elsewhere, as with
-//! another arithmetic it may, it is made once more among answers that begin with what was said.
+//! another arithmetic it may, it is made once more among answers that begin with what was said. A sound whose answer has
+//! times is heard again from its beginning, for what was said does not tell where its windows end.
 
 mod beams;
+mod languages;
 mod reader;
 mod rules;
 mod settings;
+mod transcription;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -35,10 +41,11 @@ use crate::text::answer::Answer;
 use crate::tokenizer::Tokenizer;
 use beams::{Beams, Limits, Logprob, Next};
 pub use reader::Reader;
-use reader::Reading;
+use reader::{Read, Reading, Source};
 use settings::{Custom, Settings};
+use transcription::Prompt;
 
-/// A model that reads its input whole and then writes, and that works on jobs.
+/// A model that reads its input and then writes, and that works on jobs.
 pub struct SequencePipeline {
     engine: Engine,
     model: Model,
@@ -62,13 +69,23 @@ struct Job {
     generation: Generation,
     settings: Settings,
     limits: Limits,
-    inputs: Inputs,
-    /// What the sequence begins with.
-    begin: Vec<u32>,
+    source: Source,
+    /// What the sequence that is written begins with.
+    prompt: Prompt,
     /// Tokens of the input.
     read: u32,
     /// Tokens that another peer has said.
     prior: Vec<u32>,
+    /// Whether what another peer has said is found anew, and not read in.
+    replays: bool,
+    /// The most tokens of the sequence, however many are asked for.
+    length_max: usize,
+    /// Tokens of the answer before this window.
+    before: usize,
+    /// What was said of this window, or of all that was given.
+    said: Vec<(u32, Option<Logprob>)>,
+    /// How many of these are a part of the answer.
+    told: usize,
     /// How many beams; 1 for none.
     beams: usize,
     search: Search,
@@ -94,8 +111,13 @@ impl Chosen {
     /// Reads a model's files.
     fn read(files: &dyn ModelFiles, reader: Reader, tasks: &[Task], vocabulary: usize) -> Result<Self, PipelineError> {
         let of = |&task: &Task| {
-            let beams = if matches!(task, Task::Summarization | Task::Translation) { 4 } else { 1 };
-            let custom = Custom { task: task.name(), beams, within: reader.writes_within() };
+            let transcribes = task == Task::AutomaticSpeechRecognition;
+            let beams = match task {
+                Task::Summarization | Task::Translation => 4,
+                _ if transcribes => 5,
+                _ => 1,
+            };
+            let custom = Custom { task: task.name(), beams, within: reader.writes_within(), transcribes };
             let mut settings = Settings::read(files, custom, vocabulary)?;
             reader.settle(&mut settings);
             Ok((task, settings))
@@ -181,7 +203,7 @@ impl SequencePipeline {
             self.end(id, reason, out);
             return Ok(());
         }
-        let logits = job.read_on(&self.model, self.extent.vocabulary).map_err(PipelineError::from)?;
+        let logits = job.read_on(&self.model, self.extent.vocabulary, &self.engine)?;
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         if matches!(job.search, Search::Beams { .. }) {
             self.search(id, logits, out)
@@ -199,28 +221,29 @@ impl SequencePipeline {
     ) -> Result<(), JobError> {
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         let Search::One { tokens, .. } = &mut job.search else { return Ok(()) };
-        let index = tokens.len() - job.begin.len();
-        if let Some(&said) = job.prior.get(index) {
+        let index = job.before + job.said.len();
+        if let Some(&said) = job.prior.get(index).filter(|_| !job.replays) {
             tokens.push(said);
+            job.said.push((said, None));
             let (done_tokens, total_tokens) = (index as u32 + 1, job.prior.len() as u32);
             out(id, JobEvent::Reading { done_tokens, total_tokens });
-            return Ok(());
+        } else {
+            let logits = logits.pop().unwrap_or_default();
+            let (rules, limits) = (&job.settings.rules, &job.limits);
+            let masked = |scores: &mut [f32]| rules.apply(tokens, scores, &limits.ends, limits.max_length);
+            let choice = sampling::choose_under(logits, tokens, index, &job.generation, masked).map_err(not_numbers)?;
+            job.answering.get_or_insert_with(Instant::now);
+            if job.limits.ends.contains(&choice.id) {
+                return self.turn(id, FinishReason::EndOfText, out);
+            }
+            tokens.push(choice.id);
+            job.said.push((choice.id, choice.logprob));
         }
-        let logits = logits.pop().unwrap_or_default();
-        let (rules, limits) = (&job.settings.rules, &job.limits);
-        let masked = |scores: &mut [f32]| rules.apply(tokens, scores, &limits.ends, limits.max_length);
-        let choice = sampling::choose_under(logits, tokens, index, &job.generation, masked).map_err(not_numbers)?;
-        job.answering.get_or_insert_with(Instant::now);
-        if job.limits.ends.contains(&choice.id) {
-            self.end(id, FinishReason::EndOfText, out);
-            return Ok(());
+        job.tell(id, job.source.certain(&job.said), &self.tokenizer, out)?;
+        match job.finished() {
+            Some(reason) => self.turn(id, reason, out),
+            None => Ok(()),
         }
-        tokens.push(choice.id);
-        job.say(id, &self.tokenizer, choice.id, choice.logprob, out)?;
-        if let Some(reason) = job.finished() {
-            self.end(id, reason, out);
-        }
-        Ok(())
     }
 
     /// Carries a job's beams on; when the search has ended, says the answer.
@@ -242,8 +265,11 @@ impl SequencePipeline {
         }
         let mut answer = beams.answer();
         let said = answer.iter().map(|(token, _)| token);
-        if !*again && !job.prior.iter().eq(said.take(job.prior.len())) {
-            job.search = Search::Waiting { forced: job.prior.clone() };
+        if !job.replays
+            && !*again
+            && !job.prior.iter().skip(job.before).eq(said.take(job.prior.len().saturating_sub(job.before)))
+        {
+            job.search = Search::Waiting { forced: job.prior.iter().skip(job.before).copied().collect() };
             return Ok(());
         }
         let reason = match answer.last() {
@@ -254,13 +280,33 @@ impl SequencePipeline {
             _ => FinishReason::Length,
         };
         job.answering.get_or_insert_with(Instant::now);
-        for (token, logprob) in answer.into_iter().skip(job.prior.len()) {
-            if job.answer.stopped() {
-                break;
+        job.said = answer;
+        self.turn(id, reason, out)
+    }
+
+    /// Ends a window, and with the last one the job.
+    fn turn(&mut self, id: JobId, reason: FinishReason, out: &mut dyn FnMut(JobId, JobEvent)) -> Result<(), JobError> {
+        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
+        job.tell(id, job.source.kept(&job.said), &self.tokenizer, out)?;
+        let more = match &mut job.source {
+            Source::Sound(sound) if !job.answer.stopped() => sound.turn(&job.said)?,
+            _ => false,
+        };
+        let total = job.before + job.told;
+        let left = (job.generation.max_tokens as usize).saturating_sub(total);
+        if !more {
+            if job.replays && total < job.prior.len() {
+                return Err(told_otherwise());
             }
-            job.say(id, &self.tokenizer, token, logprob, out)?;
+            self.end(id, reason, out);
+        } else if left == 0 {
+            self.end(id, FinishReason::Length, out);
+        } else {
+            (job.before, job.told) = (total, 0);
+            job.said.clear();
+            job.limits.max_length = job.length_max.min(job.prompt.tokens.len() + left);
+            job.search = Search::Waiting { forced: Vec::new() };
         }
-        self.end(id, reason, out);
         Ok(())
     }
 
@@ -290,67 +336,113 @@ impl SequencePipeline {
 }
 
 impl Job {
-    /// Reads what is not read yet: the input and what the sequence begins with, or the last token of each sequence.
+    /// Reads what is not read yet: what is given and what the answer begins with, or the last token of each sequence.
     /// Answers the logits of what follows each: `[vocabulary]`.
-    fn read_on(&mut self, model: &Model, vocabulary: usize) -> Result<Vec<Vec<f32>>, ModelError> {
+    fn read_on(&mut self, model: &Model, vocabulary: usize, engine: &Engine) -> Result<Vec<Vec<f32>>, PipelineError> {
         let rows = |logits: &Tensor| {
             let rows = logits.read(|all| all.chunks_exact(vocabulary.max(1)).map(<[f32]>::to_vec).collect::<Vec<_>>());
             rows.map_err(|source| ModelError::Tensor { place: "logits".into(), source })
         };
         match &mut self.search {
             Search::Waiting { forced } => {
-                let (begun, start) = (model.begin(&self.inputs)?, self.begin.clone());
+                let begun = match &self.source {
+                    Source::Whole(inputs) => model.begin(inputs)?,
+                    Source::Sound(sound) => {
+                        let mut inputs = sound.inputs(engine)?;
+                        let start = self.prompt.tokens.first().copied().unwrap_or_default();
+                        inputs.insert_number("decoder_start_token_id", start.into());
+                        model.begin(&inputs)?
+                    }
+                };
                 let (mut state, mut logits) = (begun.state, rows(&begun.logits)?);
+                self.prompt.settle(logits.first().map_or(&[], Vec::as_slice))?;
+                for &token in self.prompt.tokens.iter().skip(self.prompt.read) {
+                    logits = rows(&model.next(&[token.into()], &mut state)?)?;
+                }
+                let prompt = self.prompt.tokens.clone();
                 self.search = if self.beams == 1 {
-                    // It is read once, and a picture is large.
-                    self.inputs = Inputs::default();
-                    Search::One { tokens: start, state }
+                    if let Source::Whole(inputs) = &mut self.source {
+                        // It is read once, and a picture is large.
+                        *inputs = Inputs::default();
+                    }
+                    Search::One { tokens: prompt, state }
                 } else {
                     // All beams are alike at first.
                     state.reorder(&vec![0; self.beams]);
                     logits = logits.iter().cycle().take(self.beams).cloned().collect();
                     let again = !forced.is_empty();
-                    Search::Beams { beams: Beams::new(self.beams, &start, std::mem::take(forced)), state, again }
+                    Search::Beams { beams: Beams::new(self.beams, &prompt, std::mem::take(forced)), state, again }
                 };
                 Ok(logits)
             }
             Search::One { tokens, state } => {
                 let last = tokens.last().map_or(0, |&token| token.into());
-                rows(&model.next(&[last], state)?)
+                Ok(rows(&model.next(&[last], state)?)?)
             }
-            Search::Beams { beams, state, .. } => rows(&model.next(&beams.last(), state)?),
+            Search::Beams { beams, state, .. } => Ok(rows(&model.next(&beams.last(), state)?)?),
         }
     }
 
-    /// Says one more token.
-    fn say(
+    /// Makes the tokens of this window up to a place a part of the answer, and says those that no peer has said.
+    fn tell(
         &mut self,
         id: JobId,
+        upto: usize,
         tokenizer: &Tokenizer,
-        token: u32,
-        logprob: Option<Logprob>,
         out: &mut dyn FnMut(JobId, JobEvent),
     ) -> Result<(), JobError> {
-        let index = self.answer.tokens() as u32;
-        let text = self.answer.push(tokenizer, token).map_err(undecodable)?;
-        let logprob = logprob.map(|(logprob, top)| TokenLogprob {
-            logprob,
-            top: top.into_iter().map(|(id, logprob)| (id, tokenizer.token_text(id), logprob)).collect(),
-        });
-        out(id, JobEvent::Token { index, id: token, text, logprob });
+        while self.told < upto && !self.answer.stopped() {
+            let index = self.before + self.told;
+            let Some((token, logprob)) = self.said.get_mut(self.told) else { break };
+            let (token, logprob) = (*token, logprob.take());
+            self.told += 1;
+            match self.prior.get(index) {
+                Some(&prior) if prior == token => continue,
+                Some(_) => return Err(told_otherwise()),
+                None => {}
+            }
+            let text = say(&mut self.answer, &self.source, tokenizer, token)?;
+            let logprob = logprob.map(|(logprob, top)| TokenLogprob {
+                logprob,
+                top: top.into_iter().map(|(id, logprob)| (id, tokenizer.token_text(id), logprob)).collect(),
+            });
+            out(id, JobEvent::Token { index: index as u32, id: token, text, logprob });
+        }
         Ok(())
     }
 
-    /// Why the answer ends with its last token, if it does.
+    /// Why this window, or all of it, ends with its last token, if it does.
     fn finished(&self) -> Option<FinishReason> {
         if self.answer.stopped() {
             Some(FinishReason::Stop)
-        } else if self.answer.tokens() + self.begin.len() >= self.limits.max_length {
+        } else if self.prompt.tokens.len() + self.said.len() >= self.limits.max_length {
             Some(FinishReason::Length)
         } else {
             None
         }
     }
+
+    /// Why a job that another peer began has nothing left to do, if it has not.
+    fn ended(&self) -> Option<FinishReason> {
+        let whole = matches!(self.source, Source::Whole(_));
+        let full = whole && self.prompt.tokens.len() + self.prior.len() >= self.limits.max_length;
+        if self.answer.stopped() {
+            Some(FinishReason::Stop)
+        } else if full || self.prior.len() >= self.generation.max_tokens as usize {
+            Some(FinishReason::Length)
+        } else {
+            None
+        }
+    }
+}
+
+/// Adds a token to an answer, and gives the text that became certain with it.
+fn say(answer: &mut Answer, source: &Source, tokenizer: &Tokenizer, token: u32) -> Result<String, JobError> {
+    if source.is_silent(token) {
+        answer.pass();
+        return Ok(String::new());
+    }
+    answer.push(tokenizer, token).map_err(undecodable)
 }
 
 impl Pipeline for SequencePipeline {
@@ -382,18 +474,18 @@ impl Pipeline for SequencePipeline {
             generation.repetition_penalty = settings.rules.repetition_penalty;
         }
         settings.rules.repetition_penalty = generation.repetition_penalty;
-        let by =
-            Reading { engine: &self.engine, model: &self.model, tokenizer: &self.tokenizer, context: self.contexts[0] };
-        let read = self.chosen.reader.read(&by, spec.task, &spec.input, &settings)?;
-        let begun = read.begin.len();
+        let (engine, model, tokenizer) = (&self.engine, &self.model, &self.tokenizer);
+        let by = Reading { engine, model, tokenizer, contexts: self.contexts };
+        let Read { source, prompt, tokens: read, kept, kept_bytes } =
+            self.chosen.reader.read(&by, spec, &mut settings)?;
+        let begun = prompt.tokens.len();
         settings.rules = settings.rules.after(begun, settings.min_length.after(begun));
-        let max_length = settings.max_length.after(begun);
-        if max_length <= begun {
-            return Err(PipelineError::TooLong { found: begun, context: max_length.saturating_sub(1) }.into());
-        }
-        let max_length = max_length.min(begun.saturating_add(generation.max_tokens as usize));
         // The last token is not read.
-        let max_length = max_length.min(self.contexts[1].saturating_add(1));
+        let length_max = settings.max_length.after(begun).min(self.contexts[1].saturating_add(1));
+        if length_max <= begun {
+            return Err(PipelineError::TooLong { found: begun, context: length_max.saturating_sub(1) }.into());
+        }
+        let max_length = length_max.min(begun.saturating_add(generation.max_tokens as usize));
         let beams = if drawn { 1 } else { settings.beams };
         let limits = Limits {
             ends: if generation.ignore_eos { Vec::new() } else { settings.ends.clone() },
@@ -404,26 +496,38 @@ impl Pipeline for SequencePipeline {
         };
         // While beams change places, some are there twice.
         let copies = if beams == 1 { 1 } else { 2 * beams };
-        let positions = max_length.max(spec.prior.len() + begun).saturating_mul(copies);
-        let positions = read.kept.saturating_add(positions) as u64;
-        let state_bytes = self.extent.position_bytes.saturating_mul(positions);
+        let longest = match &source {
+            Source::Whole(_) => max_length.max(spec.prior.len() + begun),
+            Source::Sound(_) => max_length,
+        };
+        let positions = kept.saturating_add(longest.saturating_mul(copies)) as u64;
+        let state_bytes = self.extent.position_bytes.saturating_mul(positions).saturating_add(kept_bytes);
         let state_bytes = state_bytes.saturating_add(self.extent.sequence_bytes.saturating_mul(copies as u64));
         self.reserve(state_bytes)?;
-        // A token that only starts a decoder is no context of a text.
-        let context = if begun > 1 { read.begin.as_slice() } else { &[] };
+        // Tokens that only start a decoder are no context of a text.
+        let context = if prompt.is_text { prompt.tokens.as_slice() } else { &[] };
         let mut answer = Answer::new(context, &generation.stop);
+        if settings.transcription.is_some() && self.tokenizer.is_tidy() {
+            answer = answer.tidy();
+        }
         for &id in &spec.prior {
             // What came of these tokens has been said.
-            let _said = answer.push(&self.tokenizer, id).map_err(undecodable)?;
+            let _said = say(&mut answer, &source, &self.tokenizer, id)?;
         }
+        let timed = settings.rules.timestamps.is_some() || spec.prior.iter().any(|&token| source.is_silent(token));
         let mut job = Job {
             generation,
             settings,
             limits,
-            inputs: read.inputs,
-            begin: read.begin,
-            read: read.tokens as u32,
+            source,
+            prompt,
+            read: read as u32,
             prior: spec.prior.clone(),
+            replays: timed && !spec.prior.is_empty(),
+            length_max,
+            before: 0,
+            said: Vec::new(),
+            told: 0,
             beams,
             search: Search::Waiting { forced: Vec::new() },
             answer,
@@ -432,10 +536,9 @@ impl Pipeline for SequencePipeline {
             answering: None,
             ended: None,
         };
-        job.ended = job.finished();
-        let cost = Cost { prompt_tokens: job.read, memory_bytes: state_bytes };
+        job.ended = job.ended();
         self.jobs.insert(spec.id, job);
-        Ok(cost)
+        Ok(Cost { prompt_tokens: read as u32, memory_bytes: state_bytes })
     }
 
     /// Each planned job goes on by one token; the first step reads all of its input, since the tokens of an encoder see
@@ -455,6 +558,12 @@ impl Pipeline for SequencePipeline {
     fn evict(&mut self, job: JobId) {
         self.jobs.remove(&job);
     }
+}
+
+fn told_otherwise() -> JobError {
+    let words =
+        "the answer was begun by a peer that heard otherwise, and what it said cannot be gone on with; ask anew";
+    JobError::new(ErrorCode::Unsupported, words)
 }
 
 fn not_numbers(error: NotNumbers) -> JobError {

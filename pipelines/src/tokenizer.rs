@@ -189,15 +189,13 @@ impl Tokenizer {
     /// When the tokenizer cannot decode.
     pub fn decode_tidy(&self, ids: &[u32], without_special: bool) -> Result<String, PipelineError> {
         let text = self.inner.decode(ids, without_special);
-        let mut text = text.map_err(|error| PipelineError::tokenizer(TOKENIZER_FILE, error))?;
-        if self.special.tidy {
-            // `clean_up_tokenization` of `tokenization_utils_base.py`, in its order.
-            let spaced = [" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"];
-            for spaced in spaced {
-                text = text.replace(spaced, spaced.trim());
-            }
-        }
-        Ok(text)
+        let text = text.map_err(|error| PipelineError::tokenizer(TOKENIZER_FILE, error))?;
+        Ok(if self.special.tidy { tidied(&text) } else { text })
+    }
+
+    /// Whether the files ask for the spaces before punctuation to be taken away.
+    pub fn is_tidy(&self) -> bool {
+        self.special.tidy
     }
 
     /// The text of tokens that are given as the vocabulary has them.
@@ -240,7 +238,12 @@ impl Tokenizer {
     }
 
     fn named(&self, token: Option<&str>) -> Option<u32> {
-        token.and_then(|token| self.inner.token_to_id(token))
+        token.and_then(|token| self.id(token))
+    }
+
+    /// The token of that name.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
     }
 
     /// The most tokens that the model was made for, where the files say so.
@@ -293,6 +296,14 @@ fn unplaced(encoding: &Encoding) -> Encoding {
         Vec::new(),
         Default::default(),
     )
+}
+
+/// What [`tidied`] takes the spaces from, in its order.
+const SPACED: [&str; 10] = [" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"];
+
+/// A text without the spaces before its punctuation: `clean_up_tokenization` of `tokenization_utils_base.py`.
+pub fn tidied(text: &str) -> String {
+    SPACED.iter().fold(text.to_owned(), |text, spaced| text.replace(spaced, spaced.trim()))
 }
 
 fn parse(text: &[u8], place: &str) -> Result<tokenizers::Tokenizer, PipelineError> {

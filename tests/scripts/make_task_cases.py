@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import painting_cases
 import series_cases
+import speech_cases
 import torch
 import transformers
 from make_case import build, checkpoint, uniform, weight_rows
@@ -391,6 +392,7 @@ SEEDS |= {"image-to-text": 2, "image-to-text-within": 6, "mask-generation": 6}
 LARGER = {"image-to-text": {"predictions.bias": 16.0}, "image-to-text-within": {"predictions.bias": 16.0}}
 SURE = {"output_hypernetworks_mlps.*proj_out": 128.0, "iou_prediction_head.proj_out": 4.0, "upscale_conv2.bias": 16.0}
 LARGER |= {"mask-generation": SURE}
+SEEDS |= {"speech-whisper": 9, "speech-whisper-english": 20}
 # Name: the task, the class, its configuration, what prepares inputs, the questions, other files of the model.
 CASES = {
     "text-classification": (
@@ -488,7 +490,7 @@ CASES = {
         lambda: transformers.ViTImageProcessor(size={"height": 32, "width": 32}), image_classification, {},
     ),
 }  # fmt: skip
-CASES |= series_cases.CASES | painting_cases.CASES
+CASES |= series_cases.CASES | painting_cases.CASES | speech_cases.cases(SENTENCES)
 
 
 def kind(part):
@@ -515,7 +517,7 @@ def make(name, out, seed):
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).unlink(missing_ok=True)
             if value is not None:
-                (folder / file).write_text(json.dumps(value))
+                (folder / file).write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
         rows, weights, verbatim = weight_rows(stored, cls.from_pretrained(folder), seed)
         for row in rows:
             factors = [factor for pattern, factor in LARGER.get(name, {}).items() if re.search(pattern, row[0])]
@@ -524,6 +526,10 @@ def make(name, out, seed):
                 weights[row[0]] = uniform(*row[:2], *row[3:], seed)
         save_file(weights, path, metadata={"format": "pt"})
         model = cls.from_pretrained(folder, attn_implementation="eager").eval()
+        # The pipeline of sounds has no parameter for a processor.
+        if task == "automatic-speech-recognition" and "processor" in preparing:
+            processor = preparing.pop("processor")
+            preparing = {name: getattr(processor, name) for name in processor.attributes}
         name_of_pipe = "feature-extraction" if task == "embedding" else task
         pipe = transformers.pipeline(name_of_pipe, model, **preparing) if preparing else model
         asked = [dict(zip(("input", "options", "expected", "text", "generation"), one)) for one in questions(pipe)]

@@ -98,6 +98,8 @@ async fn every_task_is_answered_through_two_processes_as_in_one() -> Result<()> 
         "translation",
         "time-series",
         "text-to-image",
+        "speech-whisper",
+        "speech-ctc",
     ];
     let cluster = Cluster::new()?;
     for name in names {

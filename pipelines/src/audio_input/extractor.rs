@@ -28,7 +28,7 @@ pub(super) struct Extractor {
 }
 
 enum Features {
-    /// Energies by pitch and time of windows of so many samples. Whisper.
+    /// Energies by pitch and time of at least so many samples. Whisper.
     LogMel { log_mel: LogMel, pitches: usize, hop: usize, window: usize },
     /// The samples, with a mean of zero and a variance of one where it is asked for. Wav2Vec2 and its kin.
     Waveform { normalize: bool, mask: bool },
@@ -108,13 +108,20 @@ impl Extractor {
         for (sound, channels) in sounds.into_iter().enumerate() {
             match &self.features {
                 Features::LogMel { log_mel, pitches, hop, window } => {
-                    for (place, samples) in channels[0].chunks(*window).enumerate() {
-                        let frames = window / hop;
-                        let values = log_mel.compute(&padded(samples.to_vec(), *window, self.padding));
-                        let mask = (0..frames).map(|frame| u8::from(frame * hop < samples.len())).collect();
-                        let shape = vec![*pitches, frames];
-                        inputs.push(AudioInput { values, shape, mask: Some(mask), sound, start: place * window });
+                    let samples = channels.into_iter().next().unwrap_or_default();
+                    let (heard, length) = (samples.len(), samples.len().max(*window));
+                    let frames = length / hop;
+                    if frames.saturating_mul(*pitches) > SAMPLES_MAX {
+                        return Err(PipelineError::too_large(
+                            "the features of a sound",
+                            frames,
+                            SAMPLES_MAX / pitches,
+                            "frames",
+                        ));
                     }
+                    let values = log_mel.compute(&padded(samples, length, self.padding));
+                    let mask = (0..frames).map(|frame| u8::from(frame * hop < heard)).collect();
+                    inputs.push(AudioInput { values, shape: vec![*pitches, frames], mask: Some(mask), sound });
                 }
                 Features::Waveform { normalize, mask } => {
                     let samples = channels.into_iter().next().unwrap_or_default();
@@ -129,7 +136,7 @@ impl Extractor {
                     let shape = vec![channels.len(), length];
                     let channels = channels.into_iter().map(|samples| padded(samples, length, self.padding));
                     let values = channels.collect::<Vec<_>>().concat();
-                    inputs.push(AudioInput { values, shape, mask: Some(mask), sound, start: 0 });
+                    inputs.push(AudioInput { values, shape, mask: Some(mask), sound });
                 }
             }
         }
@@ -144,7 +151,7 @@ impl Extractor {
             let heard = if masked { count } else { longest };
             to_zero_mean_and_unit_variance(&mut values[..heard]);
         }
-        AudioInput { values, shape: vec![longest], mask: masked.then(|| mask(count, longest)), sound, start: 0 }
+        AudioInput { values, shape: vec![longest], mask: masked.then(|| mask(count, longest)), sound }
     }
 }
 

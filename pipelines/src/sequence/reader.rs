@@ -1,7 +1,9 @@
-//! What becomes of a job's input before a model writes: a text for an encoder, a picture, or a conversation with pictures.
+//! What becomes of a job's input before a model writes: a text for an encoder, a sound, a picture, or a conversation with
+//! pictures.
 //!
-//! Follows the `preprocess` of `pipelines/text2text_generation.py`, `image_to_text.py` and `image_text_to_text.py` in
-//! `transformers`, and the processors of models that read pictures among their tokens.
+//! Follows the `preprocess` of `pipelines/text2text_generation.py`, `image_to_text.py`, `image_text_to_text.py` and
+//! `automatic_speech_recognition.py` in `transformers`, and the processors of models that read pictures among their
+//! tokens.
 
 use accel_backends::files::ModelFiles;
 use accel_backends::tensor::{Engine, Tensor};
@@ -9,11 +11,14 @@ use accel_models::ModelError;
 use accel_models::family::multimodal::Multimodal;
 use accel_models::model::{Inputs, Model};
 use accel_models::spec::Spec;
+use accel_models::spec::encoder_decoder::SourceSpec;
 use accel_models::spec::vision_language::TaskSpec;
-use accel_protocol::{FileBytes, Input, Message, Role, Task};
+use accel_protocol::{FileBytes, Input, JobSpec, Message, Role, Task};
 use serde::Serialize;
 
 use super::settings::Settings;
+use super::transcription::{Prompt, Said, Sound};
+use crate::audio_input::{self, AudioPreprocessor};
 use crate::error::PipelineError;
 use crate::image_input::{self, ImageInput, ImagePreprocessor};
 use crate::task::image;
@@ -32,18 +37,52 @@ pub enum Reader {
     },
     /// A conversation with pictures among its tokens.
     Conversation(ImagePreprocessor),
+    /// A sound that is written down.
+    Sound(AudioPreprocessor),
 }
 
 /// What a model is given for a job.
 pub struct Read {
-    /// By name.
-    pub inputs: Inputs,
+    pub source: Source,
     /// What the sequence that is written begins with.
-    pub begin: Vec<u32>,
+    pub prompt: Prompt,
     /// Tokens that are read.
     pub tokens: usize,
     /// Positions that are kept beside those of the sequence.
     pub kept: usize,
+    /// Bytes that are kept beside positions.
+    pub kept_bytes: u64,
+}
+
+/// What a model reads before it writes, or before it writes on.
+pub enum Source {
+    /// All at once, by name.
+    Whole(Inputs),
+    /// A window at a time.
+    Sound(Sound),
+}
+
+impl Source {
+    /// How many tokens stand whatever follows them.
+    pub fn certain(&self, said: &[Said]) -> usize {
+        match self {
+            Self::Whole(_) => said.len(),
+            Self::Sound(sound) => sound.certain(said),
+        }
+    }
+
+    /// How many tokens stand at the end of a window.
+    pub fn kept(&self, said: &[Said]) -> usize {
+        match self {
+            Self::Whole(_) => said.len(),
+            Self::Sound(sound) => sound.kept(said),
+        }
+    }
+
+    /// Whether a token is no part of the text.
+    pub fn is_silent(&self, token: u32) -> bool {
+        matches!(self, Self::Sound(sound) if sound.is_time(token))
+    }
 }
 
 /// Who reads.
@@ -51,8 +90,8 @@ pub struct Reading<'a> {
     pub engine: &'a Engine,
     pub model: &'a Model,
     pub tokenizer: &'a Tokenizer,
-    /// The most positions that are read.
-    pub context: usize,
+    /// The most positions that are read, and that are written.
+    pub contexts: [usize; 2],
 }
 
 /// A message as templates of models that see pictures expect it.
@@ -80,7 +119,7 @@ impl Reader {
     ///
     /// # Errors
     ///
-    /// When its files do not say how pictures are prepared.
+    /// When its files do not say how pictures or sounds are prepared.
     pub fn of(files: &dyn ModelFiles, spec: &Spec) -> Result<Self, PipelineError> {
         Ok(match spec {
             Spec::VisionLanguage(spec) => {
@@ -96,6 +135,9 @@ impl Reader {
                 Self::Picture { preprocessor: ImagePreprocessor::read(files)?, ends }
             }
             Spec::Multimodal(_) => Self::Conversation(ImagePreprocessor::read(files)?),
+            Spec::EncoderDecoder(spec) if matches!(spec.source, SourceSpec::Features { .. }) => {
+                Self::Sound(AudioPreprocessor::read(files)?)
+            }
             _ => Self::Text,
         })
     }
@@ -112,35 +154,30 @@ impl Reader {
         }
     }
 
-    /// Reads a job's input.
+    /// Reads a job's input. How times follow is settled with it, where the model says them.
     ///
     /// # Errors
     ///
     /// When it is of another kind, cannot be read, or is too long for the model.
-    pub fn read(
-        &self,
-        by: &Reading<'_>,
-        task: Task,
-        input: &Input,
-        settings: &Settings,
-    ) -> Result<Read, PipelineError> {
-        let start = || {
-            settings.start.ok_or_else(|| {
-                let words = "expected decoder_start_token_id or bos_token_id, found neither";
-                PipelineError::tokenizer("generation_config.json", words)
-            })
-        };
+    pub fn read(&self, by: &Reading<'_>, spec: &JobSpec, settings: &mut Settings) -> Result<Read, PipelineError> {
+        let (task, input) = (spec.task, &spec.input);
+        let start = settings.start.ok_or_else(|| {
+            let words = "expected decoder_start_token_id or bos_token_id, found neither";
+            PipelineError::tokenizer("generation_config.json", words)
+        });
         match self {
-            Self::Text => text(by, task, input, &settings.prefix, start()?),
+            Self::Text => text(by, task, input, &settings.prefix, start?),
             Self::Picture { preprocessor, ends } => {
                 let prepared = preprocessor.prepare(&[image::picture(task, input)?])?;
                 let mut inputs = image::inputs(by.engine, &prepared)?;
                 // The model leaves the last token of a prompt away.
                 inputs.insert("input_ids", ids(by.engine, ends)?);
                 let kept = by.model.extent().and_then(|extent| extent.image_positions).unwrap_or(0);
-                Ok(Read { inputs, begin: vec![start()?], tokens: 0, kept })
+                let (source, prompt) = (Source::Whole(inputs), Prompt::start(start?));
+                Ok(Read { source, prompt, tokens: 0, kept, kept_bytes: 0 })
             }
             Self::Conversation(preprocessor) => conversation(by, task, input, preprocessor),
+            Self::Sound(preprocessor) => sound(by, spec, preprocessor, settings, start?),
         }
     }
 }
@@ -159,12 +196,13 @@ fn text(by: &Reading<'_>, task: Task, input: &Input, prefix: &str, start: u32) -
     let mut inputs = Inputs::default();
     inputs.insert("input_ids", ids(by.engine, &tokens)?);
     inputs.insert_number("decoder_start_token_id", start.into());
-    Ok(Read { inputs, begin: vec![start], tokens: tokens.len(), kept: tokens.len() })
+    let (source, prompt, tokens) = (Source::Whole(inputs), Prompt::start(start), tokens.len());
+    Ok(Read { source, prompt, tokens, kept: tokens, kept_bytes: 0 })
 }
 
 /// Tokens of which there is at least one, and no more than the model has positions.
 fn within(by: &Reading<'_>, tokens: Vec<u32>) -> Result<Vec<u32>, PipelineError> {
-    let (found, context) = (tokens.len(), by.context);
+    let (found, context) = (tokens.len(), by.contexts[0]);
     if found > context {
         return Err(PipelineError::TooLong { found, context });
     }
@@ -199,7 +237,40 @@ fn conversation(
     let tokens = within(by, if prepared.is_empty() { tokens } else { spread(tokens, model, &prepared)? })?;
     let mut inputs = image::inputs(by.engine, &prepared)?;
     inputs.insert("input_ids", ids(by.engine, &tokens)?);
-    Ok(Read { inputs, tokens: tokens.len(), begin: tokens, kept: 0 })
+    let read = tokens.len();
+    let prompt = Prompt { tokens, read, is_text: true, languages: Vec::new() };
+    Ok(Read { source: Source::Whole(inputs), prompt, tokens: read, kept: 0, kept_bytes: 0 })
+}
+
+/// A sound by its windows, and what the decoder's sequence begins with in each.
+fn sound(
+    by: &Reading<'_>,
+    spec: &JobSpec,
+    preprocessor: &AudioPreprocessor,
+    settings: &mut Settings,
+    start: u32,
+) -> Result<Read, PipelineError> {
+    let no_sounds = || PipelineError::from(ModelError::MissingInput { name: "input_features".into() });
+    let window = match by.model {
+        Model::EncoderDecoder(model) => model.frames().ok_or_else(no_sounds)?,
+        _ => return Err(no_sounds()),
+    };
+    let transcription = settings.transcription.as_ref().ok_or_else(no_sounds)?;
+    let input = audio_input::heard(preprocessor, spec.task, &spec.input)?;
+    let sound = Sound::new(input, window, transcription.first_time());
+    let timed = transcription.is_timed(sound.frames(), window);
+    let prompt = transcription.prompt(start, spec.options.language.as_deref(), timed)?;
+    if timed {
+        settings.rules.timestamps = Some(transcription.rule(&settings.ends)?);
+    }
+    let (found, context) = (prompt.tokens.len(), by.contexts[1]);
+    if found > context {
+        return Err(PipelineError::TooLong { found, context });
+    }
+    let (kept, kept_bytes) = (sound.window_positions(), sound.bytes());
+    // The encoder makes one position of two frames.
+    let tokens = sound.frames().div_ceil(2);
+    Ok(Read { source: Source::Sound(sound), prompt, tokens, kept, kept_bytes })
 }
 
 /// A conversation with so many pictures before what the person says last.

@@ -24,6 +24,19 @@ pub struct Rules {
     pub suppressed_first: Vec<u32>,
     /// The length of the decoder's sequence when its first free token is chosen.
     pub begin: usize,
+    /// How times follow one another, where the model says them.
+    pub timestamps: Option<Timestamps>,
+}
+
+/// How times follow one another and the text between them (`WhisperTimeStampLogitsProcessor`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timestamps {
+    /// The token that says that there are none; those after it are times, in steps from zero.
+    pub none: u32,
+    /// The token that ends an answer; those before it are text.
+    pub end: u32,
+    /// The latest that the first time may be, in steps.
+    pub initial_max: Option<u32>,
 }
 
 impl Rules {
@@ -70,6 +83,9 @@ impl Rules {
         if length == self.begin {
             self.suppressed_first.iter().for_each(|&token| forbid(scores, token));
         }
+        if let Some(timestamps) = &self.timestamps {
+            timestamps.apply(tokens.get(self.begin..).unwrap_or_default(), scores);
+        }
     }
 
     /// Tokens that would make the last tokens what they were before.
@@ -81,6 +97,43 @@ impl Rules {
         let last = &tokens[tokens.len() + 1 - size..];
         let again = tokens.windows(size).filter(|window| window[..size - 1] == *last);
         again.filter_map(|window| window.last().copied()).collect()
+    }
+}
+
+impl Timestamps {
+    /// said: what follows the prompt; scores: `[vocabulary]`.
+    fn apply(&self, said: &[u32], scores: &mut [f32]) {
+        let first = (self.none as usize + 1).min(scores.len());
+        let is_time = |token: &u32| *token as usize >= first;
+        forbid(scores, self.none);
+        let last_is_time = said.last().is_some_and(is_time);
+        let one_before_is = said.len() < 2 || is_time(&said[said.len() - 2]);
+        if last_is_time && one_before_is {
+            scores[first..].fill(f32::NEG_INFINITY);
+        } else if last_is_time {
+            let end = (self.end as usize).min(scores.len());
+            scores[..end].fill(f32::NEG_INFINITY);
+        }
+        if let Some(&latest) = said.iter().rfind(|token| is_time(token)) {
+            // A part begins where the one before ended, and ends later than it began.
+            let least = latest as usize + usize::from(!last_is_time || one_before_is);
+            let least = least.clamp(first, scores.len());
+            scores[first..least].fill(f32::NEG_INFINITY);
+        }
+        if said.is_empty() {
+            scores[..first].fill(f32::NEG_INFINITY);
+            let most = self.initial_max.map_or(usize::MAX, |most| first.saturating_add(most as usize + 1));
+            let most = most.min(scores.len());
+            scores[most..].fill(f32::NEG_INFINITY);
+        }
+        // A time is said when all times together are likelier than any text.
+        let (text, times) = scores.split_at(first);
+        let likeliest = |scores: &[f32]| scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let (text, most) = (likeliest(text), f64::from(likeliest(times)));
+        let sum: f64 = times.iter().map(|&score| libm::exp(f64::from(score) - most)).sum();
+        if most.is_finite() && most + libm::log(sum) > f64::from(text) {
+            scores[..first].fill(f32::NEG_INFINITY);
+        }
     }
 }
 

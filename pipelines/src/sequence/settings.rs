@@ -13,6 +13,7 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 
 use super::rules::Rules;
+use super::transcription::Transcription;
 use crate::error::PipelineError;
 
 const GENERATION_FILE: &str = "generation_config.json";
@@ -48,6 +49,8 @@ pub struct Settings {
     pub draws: bool,
     /// What tokens may follow.
     pub rules: Rules,
+    /// How sounds are written down, where sounds are read.
+    pub transcription: Option<Transcription>,
 }
 
 /// A number of tokens.
@@ -89,6 +92,8 @@ pub struct Custom<'a> {
     pub beams: usize,
     /// Whether what writes is a model within the model, whose own settings, in `text_config`, fill up what is not said.
     pub within: bool,
+    /// Whether sounds are written down.
+    pub transcribes: bool,
 }
 
 /// Keys that change what is answered and that are not supported.
@@ -155,7 +160,8 @@ impl Settings {
         if let Some(text) = text.filter(|_| custom.within) {
             chosen.fill(text);
         }
-        chosen.settings(prefix, vocabulary)
+        let transcription = custom.transcribes.then(|| Transcription::read(&chosen.0, &config)).transpose()?;
+        chosen.settings(prefix, transcription, vocabulary)
     }
 }
 
@@ -181,14 +187,15 @@ impl Chosen {
         }
     }
 
-    fn settings(&self, prefix: String, vocabulary: usize) -> Result<Settings, PipelineError> {
+    fn settings(
+        &self,
+        prefix: String,
+        transcription: Option<Transcription>,
+        vocabulary: usize,
+    ) -> Result<Settings, PipelineError> {
         for key in UNSUPPORTED {
             if let Some(found) = self.0.get(key).filter(|value| !value.is_null()) {
-                return Err(PipelineError::Model(ModelError::Unsupported {
-                    what: format!("the generation setting {key}"),
-                    found: found.to_string().chars().take(80).collect(),
-                    supported: "none, or the library's default".into(),
-                }));
+                return Err(unsupported(key, found));
             }
         }
         let ends = self.tokens("eos_token_id")?;
@@ -227,14 +234,18 @@ impl Chosen {
             suppressed: self.tokens("suppress_tokens")?,
             suppressed_first: self.tokens("begin_suppress_tokens")?,
             begin: 0,
+            timestamps: None,
         };
-        let named = rules.tokens().chain(start).chain(ends.iter().copied());
+        let spoken = transcription.iter().flat_map(Transcription::tokens);
+        let named = rules.tokens().chain(start).chain(ends.iter().copied()).chain(spoken);
         if let Some(token) = named.into_iter().find(|&token| token as usize >= vocabulary) {
             let words = format!("the token {token} of {GENERATION_FILE} is outside the vocabulary of {vocabulary}");
             return Err(PipelineError::tokenizer(GENERATION_FILE, words));
         }
-        // Who draws among one takes the likeliest.
-        let draws = self.0.get("do_sample") == Some(&Value::Bool(true))
+        // Who draws among one takes the likeliest. What is written down of a sound is the likeliest, whatever the files say
+        // of draws (`generate_with_fallback`).
+        let draws = transcription.is_none()
+            && self.0.get("do_sample") == Some(&Value::Bool(true))
             && self.size("top_k")? != Some(1)
             && self.0.get("temperature").and_then(Value::as_f64) != Some(0.0);
         let length_penalty = self.number("length_penalty")?.unwrap_or(1.0);
@@ -249,6 +260,7 @@ impl Chosen {
             min_length,
             draws,
             rules,
+            transcription,
         })
     }
 
@@ -292,10 +304,24 @@ impl Chosen {
     }
 
     fn wrong(&self, key: &str, expected: &str) -> PipelineError {
-        let found = self.0.get(key).map_or_else(|| "nothing".into(), Value::to_string);
-        let (path, expected) = (format!("{GENERATION_FILE}: {key}"), expected.to_owned());
-        config_error(ConfigError::Mistyped { path, expected, found: found.chars().take(80).collect() })
+        wrong(key, expected, self.0.get(key))
     }
+}
+
+/// The error of a setting that is not as it should be.
+pub fn wrong(key: &str, expected: &str, found: Option<&Value>) -> PipelineError {
+    let found = found.map_or_else(|| "nothing".into(), Value::to_string);
+    let (path, expected) = (format!("{GENERATION_FILE}: {key}"), expected.to_owned());
+    config_error(ConfigError::Mistyped { path, expected, found: found.chars().take(80).collect() })
+}
+
+/// The error of a setting that is not supported.
+pub fn unsupported(key: &str, found: &Value) -> PipelineError {
+    PipelineError::Model(ModelError::Unsupported {
+        what: format!("the generation setting {key}"),
+        found: found.to_string().chars().take(80).collect(),
+        supported: "none, or the library's default".into(),
+    })
 }
 
 fn token(value: &Value) -> Option<u32> {

@@ -1,14 +1,17 @@
 //! An answer as it grows: tokens to text, and the texts that stop it.
 //!
-//! Text that a stop text may begin with is held back until it is certain, so nothing of a stop text is ever said.
+//! Text that a stop text may begin with is held back until it is certain, so nothing of a stop text is ever said. Where
+//! spaces before punctuation are taken away, a word is held back until the next begins.
 
-use crate::tokenizer::{Detokenizer, Tokenizer};
+use crate::tokenizer::{Detokenizer, Tokenizer, tidied};
 
 /// An answer in progress.
 #[derive(Clone, Debug)]
 pub struct Answer {
     detokenizer: Detokenizer,
     stops: Vec<String>,
+    /// Text from which spaces are yet to be taken away, where they are.
+    untidy: Option<String>,
     held: String,
     tokens: usize,
     stopped: bool,
@@ -18,7 +21,12 @@ impl Answer {
     /// Begins after a prompt.
     pub fn new(prompt: &[u32], stops: &[String]) -> Self {
         let detokenizer = Detokenizer::new(prompt);
-        Self { detokenizer, stops: stops.to_vec(), held: String::new(), tokens: 0, stopped: false }
+        Self { detokenizer, stops: stops.to_vec(), untidy: None, held: String::new(), tokens: 0, stopped: false }
+    }
+
+    /// The same, with the spaces before punctuation taken away.
+    pub fn tidy(self) -> Self {
+        Self { untidy: Some(String::new()), ..self }
     }
 
     /// Tokens so far.
@@ -39,7 +47,12 @@ impl Answer {
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String, String> {
         self.tokens += 1;
         let text = self.detokenizer.push(tokenizer, id)?;
-        Ok(self.say(&text))
+        Ok(self.hear(text))
+    }
+
+    /// Takes a token that has no text.
+    pub fn pass(&mut self) {
+        self.tokens += 1;
     }
 
     /// The rest of the text, and whether a stop text ended it.
@@ -52,9 +65,22 @@ impl Answer {
             return Ok((String::new(), true));
         }
         let text = self.detokenizer.finish(tokenizer)?;
-        let mut rest = self.say(&text);
+        let mut rest = self.hear(text);
+        if let Some(untidy) = self.untidy.take() {
+            rest += &self.say(&tidied(&untidy));
+        }
         rest += &std::mem::take(&mut self.held);
         Ok((rest, self.stopped))
+    }
+
+    /// Takes more text, and gives what became certain with it.
+    fn hear(&mut self, text: String) -> String {
+        let Some(untidy) = &mut self.untidy else { return self.say(&text) };
+        *untidy += &text;
+        let rest = untidy.split_off(tidiable(untidy));
+        let text = tidied(untidy);
+        *untidy = rest;
+        self.say(&text)
     }
 
     fn say(&mut self, text: &str) -> String {
@@ -73,6 +99,17 @@ impl Answer {
     }
 }
 
+/// How much of a text is tidied alike whatever follows it: up to the last space between two words. Nothing that loses a
+/// space reaches over one, if it does not begin the second word.
+fn tidiable(text: &str) -> usize {
+    let alone = |&(at, _): &(usize, &str)| {
+        let (before, after) = (&text[..at], &text[at + 1..]);
+        let begun = after.starts_with("n't") || "n't".starts_with(after);
+        !begun && before.ends_with(char::is_alphanumeric) && after.starts_with(char::is_alphanumeric)
+    };
+    text.rmatch_indices(' ').find(alone).map_or(0, |(at, _)| at)
+}
+
 /// The length of the longest end of `text` that `stop` begins with.
 fn overlap(text: &str, stop: &str) -> usize {
     let longest = text.len().min(stop.len());
@@ -81,7 +118,9 @@ fn overlap(text: &str, stop: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::Answer;
+    use proptest::prelude::*;
+
+    use super::{Answer, tidied};
 
     fn run(stops: &[&str], pieces: &[&str]) -> (Vec<String>, String, bool) {
         let stops: Vec<String> = stops.iter().map(|stop| (*stop).to_owned()).collect();
@@ -107,5 +146,15 @@ mod tests {
     fn the_earliest_stop_text_counts() {
         let (said, _, stopped) = run(&["b", "ab"], &["xabc"]);
         assert_eq!((said, stopped), (vec!["x".to_owned()], true));
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_are_tidied_as_the_whole(pieces in proptest::collection::vec("[ab n'tsmve.?!é]{0,3}", 0..12)) {
+            let mut answer = Answer::new(&[], &[]).tidy();
+            let mut said: String = pieces.iter().map(|piece| answer.hear(piece.clone())).collect();
+            said += &tidied(&answer.untidy.unwrap_or_default());
+            prop_assert_eq!(said, tidied(&pieces.concat()));
+        }
     }
 }

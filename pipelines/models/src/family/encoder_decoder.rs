@@ -119,6 +119,11 @@ impl EncoderDecoder {
         [of(&self.encoder), self.decoder.as_ref().map_or(usize::MAX, of)]
     }
 
+    /// Frames of sound that the encoder reads at once; none where it reads tokens.
+    pub fn frames(&self) -> Option<usize> {
+        self.features.as_ref().map(|features| 2 * features.positions.dims().first().copied().unwrap_or(0))
+    }
+
     /// Tokens in the decoder's vocabulary.
     pub fn vocabulary(&self) -> usize {
         self.decoder.as_ref().unwrap_or(&self.encoder).spec().embed.vocabulary

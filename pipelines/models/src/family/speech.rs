@@ -80,6 +80,14 @@ impl Speech {
         })
     }
 
+    /// The fewest samples of a sound: those that the convolutions see from one place.
+    pub fn samples_min(&self) -> usize {
+        let before = |places: usize, spec: &SoundConvolutionSpec| {
+            (places - 1).saturating_mul(spec.stride).saturating_add(spec.taps.max(1))
+        };
+        self.spec.convolutions.iter().rev().fold(1, before)
+    }
+
     /// Answers what the model's class answers of `input_values`, `[batch, samples]`.
     ///
     /// # Errors
