@@ -507,7 +507,7 @@ impl Pipeline for SequencePipeline {
         // Tokens that only start a decoder are no context of a text.
         let context = if prompt.is_text { prompt.tokens.as_slice() } else { &[] };
         let mut answer = Answer::new(context, &generation.stop);
-        if settings.transcription.is_some() && self.tokenizer.is_tidy() {
+        if self.chosen.reader.tidies() && self.tokenizer.is_tidy() {
             answer = answer.tidy();
         }
         for &id in &spec.prior {

@@ -41,7 +41,7 @@ SENTENCES = TEXT.splitlines()
 # --- Tokenizers ------------------------------------------------------------------------------------------------------
 
 
-def word_pieces(length):
+def word_pieces(length, **more):
     """A tokenizer as BERT's, that knows only the text above."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -53,7 +53,7 @@ def word_pieces(length):
     inner.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
     )
-    return transformers.BertTokenizerFast(tokenizer_object=inner, model_max_length=length)
+    return transformers.BertTokenizerFast(tokenizer_object=inner, model_max_length=length, **more)
 
 
 def byte_pairs(length):
@@ -468,7 +468,7 @@ CASES = {
     "image-to-text-within": (
         "image-to-text", "BlipForConditionalGeneration",
         blip(text={"no_repeat_ngram_size": 2, "max_length": 48, "num_beams": 3}),
-        lambda: (word_pieces(64), transformers.BlipImageProcessor(size={"height": 32, "width": 32})), captions,
+        lambda: (word_pieces(64, clean_up_tokenization_spaces=True), transformers.BlipImageProcessor(size={"height": 32, "width": 32})), captions,
         {"generation_config.json": None},
     ),
     "image-text-to-text": (

@@ -147,6 +147,11 @@ impl Reader {
         matches!(self, Self::Picture { .. })
     }
 
+    /// Whether answers have no spaces before punctuation where the tokenizer's files say so; other pipelines say no to it.
+    pub fn tidies(&self) -> bool {
+        matches!(self, Self::Picture { .. } | Self::Sound(_))
+    }
+
     /// Sets what the model's class sets itself, whatever the files say.
     pub fn settle(&self, settings: &mut Settings) {
         if let Self::Picture { ends: [start, end], .. } = self {

@@ -39,6 +39,16 @@ pub struct MaskHead {
     preprocessor: ImagePreprocessor,
 }
 
+/// What the model draws for some points.
+struct Drawn {
+    /// `[points * masks, height, width]`
+    masks: Vec<f32>,
+    /// How good each is: `[points * masks]`.
+    scores: Vec<f32>,
+    /// Height and width.
+    size: [usize; 2],
+}
+
 impl MaskHead {
     /// The head of a model.
     ///
@@ -49,13 +59,8 @@ impl MaskHead {
         Ok(Self { engine, preprocessor: ImagePreprocessor::read(files)? })
     }
 
-    /// What the model draws for some points: masks `[points * masks, height, width]`, how good each is, and their size.
-    fn drawn(
-        &self,
-        model: &Segmentation,
-        map: &Tensor,
-        points: &[[f32; 2]],
-    ) -> Result<(Vec<f32>, Vec<f32>, [usize; 2]), PipelineError> {
+    /// Asks the model about points.
+    fn drawn(&self, model: &Segmentation, map: &Tensor, points: &[[f32; 2]]) -> Result<Drawn, PipelineError> {
         let at = |place: &str| {
             let place = place.to_owned();
             move |source| ModelError::Tensor { place, source }
@@ -71,7 +76,7 @@ impl MaskHead {
         let [masks, scores] = numbers(&outputs, ["pred_masks", "iou_scores"])?;
         let dims = outputs.iter().find(|(name, _)| name == "pred_masks").map(|(_, masks)| masks.dims());
         match dims {
-            Some(&[1, _, _, height, width]) => Ok((masks, scores, [height, width])),
+            Some(&[1, _, _, height, width]) => Ok(Drawn { masks, scores, size: [height, width] }),
             found => {
                 Err(ModelError::input("pred_masks", "[1, points, masks, height, width]", found.unwrap_or(&[])).into())
             }
@@ -140,7 +145,7 @@ impl Head for MaskHead {
         let mut canvas = Canvas::new([height, width], reading.resized, reading.original);
         let (mut shapes, mut runs) = (Vec::new(), 0);
         for points in grid(reading).chunks(POINTS_AT_ONCE) {
-            let (masks, scores, size) = self.drawn(model, &map, points)?;
+            let Drawn { masks, scores, size } = self.drawn(model, &map, points)?;
             let masks = masks.chunks_exact(size.iter().product::<usize>().max(1));
             for (mask, score) in masks.zip(scores) {
                 if quality > 0.0 && score <= quality {
