@@ -12,15 +12,21 @@ tie, where rounding decides: a test may then accept that an implementation leave
 The continuation is checked against itself: the logits of one uncached forward over prompt and continuation must choose
 the same tokens as the cached steps did, wherever the gap is above the noise.
 
-Needs: torch, transformers, gguf, numpy (any recent versions; they are written into the file).
+A model without a chat template is asked the raw texts only.
+
+Needs: torch, transformers, accelerate, gguf, numpy, and for a vocabulary of SentencePiece sentencepiece and protobuf
+(any recent versions; they are written into the file).
 
     python3 tests/scripts/reference_tokens.py model.gguf tests/data/NAME.tokens.json
+    python3 tests/scripts/reference_tokens.py gemma-3-270m-q4_k_m.gguf tests/data/gemma-3-270m-q4_k_m.tokens.json \\
+        --cases story,python,translation,whitespace,long
 """
 
 import argparse
 import hashlib
 import json
 import platform
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -52,6 +58,9 @@ CASES = {
     "numbers": {"text": "1, 1, 2, 3, 5, 8, 13, 21, 34,"},
     "python": {"text": 'def quicksort(items):\n    """Sort a list."""\n    if len(items) <= 1:\n'},
     "german": {"text": "Der schnelle braune Fuchs springt über den faulen Hund. Die Straße ist"},
+    "translation": {"text": "English: The weather is beautiful today. 🌞\nFrançais : Il fait beau. 日本語："},
+    # Longer than the windows of some layers, so that each token has lost sight of the first.
+    "long": {"text": " ".join(f"The square of {number} is {number * number}." for number in range(1, 51))},
     "whitespace": {"text": "  Name\tAge    Year\n  Ann\t31     1993\n  Bob\t1000000   ٢٠٢٤\n\n  Total:"},
 }
 
@@ -60,16 +69,40 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="the GGUF file")
     parser.add_argument("output", type=Path, help="the JSON file to write")
+    every = ", ".join(CASES)
+    parser.add_argument("--cases", default=every, help=f"which cases (default: all that the model can answer of {every})")
     parser.add_argument("--tokens", type=int, default=64, help="tokens to generate for each prompt (default: 64)")
     return parser.parse_args()
 
 
-def set_pre_tokenizer(tokenizers, tokenizer, name):
+def text_codec(arguments, reader):
+    """What makes token ids of a text, what makes text of token ids, and what renders conversations, if anything does."""
+    import transformers
+
+    if reader.fields["tokenizer.ggml.model"].contents() == "llama":
+        encode, decode = sentence_piece(reader)
+        render = None
+    else:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model.parent, gguf_file=arguments.model.name)
+        set_pre_tokenizer(tokenizer, reader.fields["tokenizer.ggml.pre"].contents())
+        encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+        decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        render = lambda turns: tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    if "tokenizer.chat_template" not in reader.fields:
+        return encode, decode, None
+    if render is None:
+        sys.exit("chat templates are not known for a vocabulary of SentencePiece: add them here")
+    return encode, decode, render
+
+
+def set_pre_tokenizer(tokenizer, name):
     """Split text as the file's `tokenizer.ggml.pre` says.
 
     transformers leaves that key out: it would split digits off only where the vocabulary happens to, and give other
     tokens for several spaces before a number.
     """
+    import tokenizers
+
     if name != "smollm":
         sys.exit(f"tokenizer.ggml.pre is {name!r}: only 'smollm' is known here; add its pre-tokenizer")
     split = tokenizers.pre_tokenizers
@@ -78,13 +111,28 @@ def set_pre_tokenizer(tokenizers, tokenizer, name):
     )
 
 
-def prompt_ids(tokenizer, case):
-    """The rendered prompt and its token ids: template markers become the tokens they name, nothing else is added."""
-    if "text" in case:
-        rendered = case["text"]
-    else:
-        rendered = tokenizer.apply_chat_template(case["messages"], tokenize=False, add_generation_prompt=True)
-    return rendered, tokenizer(rendered, add_special_tokens=False)["input_ids"]
+def sentence_piece(reader):
+    """SentencePiece itself, with the model that the vocabulary was written from."""
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2 as messages
+
+    value = lambda key: reader.fields[f"tokenizer.ggml.{key}"].contents()
+    model = messages.ModelProto()
+    model.trainer_spec.model_type = messages.TrainerSpec.BPE
+    model.trainer_spec.byte_fallback = True
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = value("add_space_prefix")
+    model.normalizer_spec.remove_extra_whitespaces = False
+    unknown = value("unknown_token_id")
+    for place, (token, score, kind) in enumerate(zip(value("tokens"), value("scores"), value("token_type"))):
+        # The file has spaces in tokens that people added, and calls the unknown one a control.
+        piece = model.pieces.add(piece=token.replace(" ", "\u2581"), score=score)
+        piece.type = messages.ModelProto.SentencePiece.UNKNOWN if place == unknown else kind
+    for name in ["bos", "eos", "unknown"]:
+        setattr(model.trainer_spec, {"unknown": "unk"}.get(name, name) + "_id", value(f"{name}_token_id"))
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    begin = [value("bos_token_id")] if value("add_bos_token") else []
+    return lambda text: begin + processor.encode(text), processor.decode
 
 
 def top_two_gap(logits):
@@ -122,26 +170,28 @@ def check_uncached(torch, model, name, ids, tokens, gaps):
 def main():
     arguments = parse_arguments()
     import gguf
-    import tokenizers
     import torch
     import transformers
 
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     folder, name = str(arguments.model.parent), arguments.model.name
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    pre = gguf.GGUFReader(arguments.model).fields["tokenizer.ggml.pre"].contents()
-    set_pre_tokenizer(tokenizers, tokenizer, pre)
+    encode, decode, render = text_codec(arguments, gguf.GGUFReader(arguments.model))
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=name, dtype=torch.float32, attn_implementation="eager"
     ).eval()
 
     cases = []
-    for case_name, case in CASES.items():
-        rendered, ids = prompt_ids(tokenizer, case)
+    for case_name in re.split(", *", arguments.cases):
+        case = CASES[case_name]
+        if "messages" in case and render is None:
+            continue
+        # Template markers become the tokens they name, nothing else is added.
+        rendered = case["text"] if "text" in case else render(case["messages"])
+        ids = encode(rendered)
         tokens, gaps = generate(torch, model, ids, arguments.tokens)
         check_uncached(torch, model, case_name, ids, tokens, gaps)
-        text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = decode(tokens)
         entry = {"name": case_name, **case, "rendered": rendered, "prompt_ids": ids, "tokens": tokens}
         cases.append({**entry, "gaps": [round(gap, 5) for gap in gaps], "text": text})
         print(f"{case_name}: {len(ids)} prompt tokens, smallest gap {min(gaps):.4f}: {text!r}")
@@ -154,8 +204,7 @@ def main():
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "tokenizers": tokenizers.__version__,
-            "gguf": version("gguf"),
+            **{name: version(name) for name in ["tokenizers", "sentencepiece", "gguf"]},
         },
     }
     write(arguments.output, header, cases)

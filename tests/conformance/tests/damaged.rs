@@ -40,7 +40,11 @@ fn ask(directory: &Path, tokens: &[i64]) -> Result<Outputs, ModelError> {
 }
 
 fn with_config(change: impl FnOnce(&mut Value)) -> Result<Outputs, ModelError> {
-    let directory = model(BERT);
+    with_config_of(BERT, change)
+}
+
+fn with_config_of(case: &str, change: impl FnOnce(&mut Value)) -> Result<Outputs, ModelError> {
+    let directory = model(case);
     let path = directory.path().join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     change(&mut config);
@@ -96,6 +100,24 @@ fn a_configuration_names_the_key_that_is_wrong() {
     refused(with_config(set("num_hidden_layers", json!(1e30))), &["num_hidden_layers"]);
     refused(with_config(set("num_attention_heads", json!(7))), &["layers.0.attn"]);
     refused(with_config(set("hidden_act", json!("no-such-function"))), &["hidden_act", "no-such-function"]);
+}
+
+#[test]
+fn settings_that_are_not_supported_are_named() {
+    let changed = |case: &str, key: &str, value: Value| with_config_of(case, |config| config[key] = value);
+    let gemma = "gemma3_text__Gemma3ForCausalLM__a";
+    assert!(changed(gemma, "use_bidirectional_attention", json!(false)).is_ok());
+    refused(changed(gemma, "use_bidirectional_attention", json!(true)), &["use_bidirectional_attention", "true"]);
+    refused(
+        changed(gemma, "layer_types", json!(["no_attention", "no_attention", "no_attention"])),
+        &["layer_types", "no_attention"],
+    );
+    refused(changed(gemma, "layer_types", json!(["full_attention"])), &["layer_types", "3"]);
+    refused(changed(gemma, "head_dim", json!(1 << 30)), &["head_dim", "65536"]);
+    for factor in [1e30, 1.5, 0.0, -1.0] {
+        let answer = changed("phi3__Phi3ForCausalLM__a", "partial_rotary_factor", json!(factor));
+        refused(answer, &["partial_rotary_factor"]);
+    }
 }
 
 #[test]

@@ -9,7 +9,9 @@ pub mod gemma2;
 pub mod gemma3_text;
 mod gguf;
 pub mod gpt2;
+pub mod gpt_neox;
 pub mod granite;
+pub mod helium;
 pub mod jamba;
 pub mod llama;
 pub mod mamba;
@@ -19,10 +21,13 @@ pub mod mistral;
 pub mod mixtral;
 pub mod olmo2;
 pub mod phi;
+pub mod phi3;
 pub mod qwen2;
 pub mod qwen3;
 pub mod rwkv;
+pub mod seed_oss;
 pub mod smollm3;
+pub mod starcoder2;
 
 use super::unsupported;
 use crate::ModelError;
@@ -118,10 +123,22 @@ fn heads(config: &Config, keys: [&str; 3], hidden: usize) -> Result<(usize, usiz
         None if hidden.is_multiple_of(heads) => hidden / heads,
         None => return Err(config.wrong(heads_key, format!("a divisor of {hidden}"))),
     };
-    if !head.is_multiple_of(2) {
-        return Err(config.wrong(head_key, format!("an even number, not {head}")));
+    if !head.is_multiple_of(2) || head > HEAD_MAX {
+        return Err(config.wrong(head_key, format!("an even number of at most {HEAD_MAX}, not {head}")));
     }
     Ok((heads, kv_heads, head))
+}
+
+/// Elements of a head; the widest in use have some 600. Frequencies are worked out before weights are looked at.
+const HEAD_MAX: usize = 1 << 16;
+
+/// The elements of a head that turn: the part of it that a key gives.
+fn turned(config: &Config, key: &str, default: f64, head: usize) -> Result<usize, ConfigError> {
+    let rotated = head as f64 * config.optional_number(key)?.unwrap_or(default);
+    if !(2.0..=head as f64).contains(&rotated) {
+        return Err(config.wrong(key, format!("a part of {head} elements, two at least")));
+    }
+    Ok(rotated as usize)
 }
 
 /// What an activation's name in a configuration means (`activations.py`).

@@ -26,7 +26,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     let bias = config.truth_or("attention_bias", false)?;
     let mlp_bias = config.truth_or("mlp_bias", false)?;
     let activation = activation(config, "hidden_act", "relu2")?;
-    let layout = Layout { context: 4096, norm_eps: 1e-5, ..LAYOUT };
+    let layout = Layout { context: 4096, norm_eps: ("rms_norm_eps", 1e-5), ..LAYOUT };
     llama::like_llama(config, kind, layout, |_, attention, mlp| {
         (attention.qkv_bias, attention.out_bias) = (bias, bias);
         (mlp.gated, mlp.bias, mlp.activation) = (false, mlp_bias, activation);

@@ -1,4 +1,6 @@
 //! The text model of Gemma 3 (`transformers/models/gemma3`; <https://arxiv.org/abs/2503.19786>).
+//!
+//! `attn_logit_softcapping` is left from Gemma 2: the model does not bend its scores, whatever it says.
 
 use accel_backends::weights::TensorIndex;
 
@@ -69,7 +71,6 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         norm: NormSpec::rms(config.optional_number("rms_norm_eps")?.unwrap_or(1e-6)),
         attention: AttentionSpec {
             scale: config.optional_number("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5) as f32,
-            softcap: config.optional_number("attn_logit_softcapping")?.map(|cap| cap as f32),
             qkv_bias: bias,
             out_bias: bias,
             ..AttentionSpec::plain(heads, kv_heads, head)

@@ -2,7 +2,7 @@
 
 use accel_backends::weights::TensorIndex;
 
-use super::{Parts, activation, gguf, heads, layers, sequential};
+use super::{Parts, activation, gguf, heads, layers, sequential, turned};
 use crate::ModelError;
 use crate::arch::{Arch, Architecture, Class, Gguf, HeadKind, HuggingFace, decoder_head, rope};
 use crate::config::Config;
@@ -90,10 +90,16 @@ pub(in crate::arch) struct Layout {
     pub context: usize,
     /// Elements of a head where it says nothing; else the heads share those of a state.
     pub head: Option<usize>,
-    /// Added to mean squares where it says nothing.
-    pub norm_eps: f64,
+    /// What is added to mean squares or variances: the key, and the number where it says nothing.
+    pub norm_eps: (&'static str, f64),
+    /// The norm, with that number.
+    pub norm: fn(f64) -> NormSpec,
     /// The base of frequencies where it says nothing.
     pub rope_base: f64,
+    /// Which elements turn together.
+    pub rope_style: RopeStyle,
+    /// The key of the part of a head that turns, where not all of it does.
+    pub turned: Option<&'static str>,
     /// Whether logits come from the table of embeddings where it says nothing.
     pub tied: bool,
     /// The norms of a layer.
@@ -110,8 +116,11 @@ pub(in crate::arch) struct Layout {
 pub(in crate::arch) const LAYOUT: Layout = Layout {
     context: 2048,
     head: None,
-    norm_eps: 1e-6,
+    norm_eps: ("rms_norm_eps", 1e-6),
+    norm: NormSpec::rms,
     rope_base: 10_000.0,
+    rope_style: RopeStyle::Halves,
+    turned: None,
     tied: false,
     norms: NormsSpec::before,
     embed_scale: 1.0,
@@ -134,7 +143,9 @@ pub(in crate::arch) fn like_llama(
     };
     let (heads, kv_heads, head) = heads(config, keys, shared)?;
     let base = config.optional_number("rope_theta")?.unwrap_or(layout.rope_base);
-    let norm = NormSpec::rms(config.optional_number("rms_norm_eps")?.unwrap_or(layout.norm_eps));
+    let rotated = layout.turned.map_or(Ok(head), |key| turned(config, key, 1.0, head))?;
+    let (eps_key, eps) = layout.norm_eps;
+    let norm = (layout.norm)(config.optional_number(eps_key)?.unwrap_or(eps));
     let attention = AttentionSpec { rope: Some(0), ..AttentionSpec::plain(heads, kv_heads, head) };
     let mlp = MlpSpec::gated(config.size("intermediate_size")?, activation(config, "hidden_act", "silu")?);
     let layer = |number| {
@@ -152,9 +163,9 @@ pub(in crate::arch) fn like_llama(
         context: config.optional_size("max_position_embeddings")?.unwrap_or(layout.context),
         ropes: vec![RopeSpec {
             base,
-            rotated: head,
-            style: RopeStyle::Halves,
-            scaling: rope::scaling(config, base, head)?,
+            rotated,
+            style: layout.rope_style,
+            scaling: rope::scaling(config, base, rotated)?,
             axes: RopeAxes::One,
         }],
         bias: BiasSpec::None,

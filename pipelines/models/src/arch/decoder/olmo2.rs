@@ -35,7 +35,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     let bias = config.truth_or("attention_bias", false)?;
     let norm = NormSpec::rms(config.optional_number("rms_norm_eps")?.unwrap_or(1e-5));
     let norms = |norm| NormsSpec { mixer_out: Some(norm), ffn_out: Some(norm), ..NormsSpec::default() };
-    llama::like_llama(config, kind, Layout { norm_eps: 1e-5, norms, ..LAYOUT }, |_, attention, _| {
+    llama::like_llama(config, kind, Layout { norm_eps: ("rms_norm_eps", 1e-5), norms, ..LAYOUT }, |_, attention, _| {
         (attention.qkv_bias, attention.out_bias) = (bias, bias);
         attention.qk_norm = Some(QkNormSpec { norm, whole: true });
         Ok(())

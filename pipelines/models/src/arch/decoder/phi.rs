@@ -1,6 +1,6 @@
 //! Phi (`transformers/models/phi`; <https://arxiv.org/abs/2309.05463>).
 
-use super::{Parts, activation, heads, layers, llama};
+use super::{Parts, activation, heads, layers, llama, turned};
 use crate::ModelError;
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, decoder_head, rope};
 use crate::config::Config;
@@ -57,7 +57,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         residual_scale: 1.0,
     };
     let base = config.optional_number("rope_theta")?.unwrap_or(10_000.0);
-    let rotated = (head as f64 * config.optional_number("partial_rotary_factor")?.unwrap_or(0.5)) as usize;
+    let rotated = turned(config, "partial_rotary_factor", 0.5, head)?;
     let parts = Parts {
         hidden,
         embed: EmbedSpec::plain(config.size("vocab_size")?, hidden),

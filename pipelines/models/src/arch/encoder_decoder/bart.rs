@@ -28,8 +28,8 @@ const CLASSES: &[Class] = &[
     Class { name: "BartEncoder", head: HeadKind::EncoderStates, base: "" },
 ];
 
-/// The names of a layer: of a decoder alone, and of either stack.
-const STACK: &[Rule] = &[
+/// The names of layers whose norms come last: of a decoder alone, and of either stack.
+pub(super) const STACK: &[Rule] = &[
     Rule::new("encoder.embed", "shared"),
     Rule::new("encoder.embed", "embed_tokens"),
     Rule::new("decoder.embed", "shared"),
@@ -86,18 +86,28 @@ pub(super) struct Layout {
     pub norms_first: bool,
     /// Whether embeddings have a norm.
     pub embed_norm: bool,
+    /// How many positions there are where the configuration says nothing.
+    pub context: usize,
     /// What is added for positions, of which there are so many.
     pub positions: fn(usize) -> PositionSpec,
+}
+
+impl Layout {
+    fn rows(&self, config: &Config) -> Result<usize, ConfigError> {
+        Ok(config.optional_size("max_position_embeddings")?.unwrap_or(self.context))
+    }
 }
 
 /// The first two rows of the table are never used.
 const LAYOUT: Layout = Layout {
     norms_first: false,
     embed_norm: true,
+    context: 1024,
     positions: |positions| PositionSpec::Learned { rows: positions + 2, first: 2, padding: None },
 };
 
-fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
+/// What BART's own configuration says.
+pub(super) fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     like_bart(config, kind, &LAYOUT)
 }
 
@@ -128,7 +138,7 @@ fn stack(config: &Config, layout: &Layout, decoder: bool, alone: bool) -> Result
         hidden,
         embed: EmbedSpec {
             scale: if scaled { (hidden as f64).sqrt() as f32 } else { 1.0 },
-            positions: (layout.positions)(context(config)?),
+            positions: (layout.positions)(layout.rows(config)?),
             norm: layout.embed_norm.then_some(norm),
             ..EmbedSpec::plain(config.size("vocab_size")?, hidden)
         },
@@ -140,14 +150,10 @@ fn stack(config: &Config, layout: &Layout, decoder: bool, alone: bool) -> Result
     })
 }
 
-fn context(config: &Config) -> Result<usize, ConfigError> {
-    Ok(config.optional_size("max_position_embeddings")?.unwrap_or(1024))
-}
-
 /// A model with the keys of BART's configuration.
 pub(super) fn like_bart(config: &Config, kind: HeadKind, layout: &Layout) -> Result<Spec, ModelError> {
     let logits = LogitsSpec::plain(config.truth_or("tie_word_embeddings", true)?);
-    let context = context(config)?;
+    let context = layout.rows(config)?;
     let of_decoder = match kind {
         HeadKind::DecoderNextToken => Some(HeadKind::NextToken),
         HeadKind::DecoderStates => Some(HeadKind::States),

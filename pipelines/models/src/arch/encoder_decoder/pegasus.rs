@@ -24,12 +24,14 @@ const CLASSES: &[Class] = &[
 
 const SHARED: &[Rule] = &[Rule::new("encoder.embed", "shared"), Rule::new("decoder.embed", "shared")];
 
-const STACK: &[Rule] = &joined::<{ SHARED.len() + whisper::STACK.len() }>(SHARED, whisper::STACK);
+/// The names of everything that has its norms first.
+pub(super) const STACK: &[Rule] = &joined::<{ SHARED.len() + whisper::STACK.len() }>(SHARED, whisper::STACK);
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     let layout = bart::Layout {
         norms_first: true,
         embed_norm: false,
+        context: 1024,
         positions: |_| PositionSpec::Sinusoids { first: 0, layout: SinusoidLayout::HalvesEven },
     };
     bart::like_bart(config, kind, &layout)
