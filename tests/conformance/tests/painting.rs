@@ -262,6 +262,20 @@ fn parts_that_are_wrong_are_named() -> Result<()> {
     Ok(())
 }
 
+/// A safety checker that could hold nothing back is refused before anything is painted.
+#[test]
+fn a_safety_checker_of_no_numbers_is_refused() -> Result<()> {
+    let found = refusal("text-to-image-checked", |directory| {
+        let path = directory.join("safety_checker/model.safetensors");
+        let mut bytes = std::fs::read(&path)?;
+        let header = 8 + u64::from_le_bytes(bytes[..8].try_into()?) as usize;
+        bytes[header..].fill(0xff);
+        Ok(std::fs::write(path, bytes)?)
+    })?;
+    ensure!(found.contains("safety_checker/special_care_embeds: expected numbers"), "{found}");
+    Ok(())
+}
+
 /// Weights that are no numbers end a job with words, and no picture.
 #[test]
 fn pictures_of_what_is_no_number_are_refused() -> Result<()> {
