@@ -91,7 +91,7 @@ pub fn arithmetic() -> Arithmetic {
 /// When the files hold no model that can be run, or it needs more than `options` allow.
 pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn Pipeline>, PipelineError> {
     if painting::has_parts(&*files) {
-        return Ok(Box::new(painting::load(files, options)?));
+        return painting::load(files, options);
     }
     let index = weights::index(&*files)?;
     let described = arch::describe(&*files, &index)?;

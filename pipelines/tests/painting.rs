@@ -5,7 +5,7 @@
 
 use accel_models::config::Config;
 use accel_pipelines::painting::noise::normal;
-use accel_pipelines::painting::sampler::{Overrides, Sampler};
+use accel_pipelines::painting::sampler::{Flow, Overrides, Run, Sampler};
 use serde::Deserialize;
 
 /// What `set_timesteps(steps)` and then `step` at each moment gave for a sample of four numbers.
@@ -13,6 +13,9 @@ use serde::Deserialize;
 struct Case {
     config: serde_json::Value,
     steps: usize,
+    /// Tokens of the image, where they count.
+    #[serde(default)]
+    tokens: usize,
     moments: Vec<f64>,
     noise: f32,
     middle: Vec<f32>,
@@ -24,6 +27,11 @@ fn sampler(config: &serde_json::Value, overrides: Overrides) -> Result<Sampler, 
     Sampler::read(&config, overrides).map_err(|error| error.to_string())
 }
 
+fn flow(config: &serde_json::Value) -> Result<Flow, String> {
+    let config = Config::parse("scheduler_config.json", config.to_string().as_bytes()).unwrap();
+    Flow::read(&config).map_err(|error| error.to_string())
+}
+
 fn near(found: &[f32], expected: &[f32], of: &str) {
     assert_eq!(found.len(), expected.len(), "{of}");
     for (found, expected) in found.iter().zip(expected) {
@@ -31,28 +39,49 @@ fn near(found: &[f32], expected: &[f32], of: &str) {
     }
 }
 
+fn goes_as(case: &Case, mut run: Run) {
+    let of = format!("{} in {} steps", case.config, case.steps);
+    assert_eq!(run.moments.len(), case.moments.len(), "{of}");
+    for (found, expected) in run.moments.iter().zip(&case.moments) {
+        assert!((found - expected).abs() <= 1e-6 * expected, "{of}: {found} and {expected}");
+    }
+    near(&[run.noise], &[case.noise], &of);
+    let mut sample: Vec<f32> = [1.5, -0.25, 0.0, 2.0].iter().map(|value| value * run.noise).collect();
+    for at in 0..run.moments.len() {
+        let moment = run.moments[at] as f32;
+        let shown = run.shown(at, &sample);
+        let told: Vec<f32> = shown.iter().map(|shown| shown * 0.3 - 0.2 + moment / 2000.0).collect();
+        sample = run.step(at, &told, &sample).unwrap();
+        if at == run.moments.len() / 2 {
+            near(&sample, &case.middle, &format!("{of}, in the middle"));
+        }
+    }
+    near(&sample, &case.last, &of);
+}
+
 #[test]
 fn samplers_go_as_the_schedulers_of_diffusers() {
     let cases: Vec<Case> = serde_json::from_str(include_str!("painting/samplers.json")).unwrap();
     for case in cases {
-        let of = format!("{} in {} steps", case.config, case.steps);
-        let mut run = sampler(&case.config, Overrides::default()).unwrap().begin(case.steps).unwrap();
-        assert_eq!(run.moments.len(), case.moments.len(), "{of}");
-        for (found, expected) in run.moments.iter().zip(&case.moments) {
-            assert!((found - expected).abs() <= 1e-6 * expected, "{of}: {found} and {expected}");
-        }
-        near(&[run.noise], &[case.noise], &of);
-        let mut sample: Vec<f32> = [1.5, -0.25, 0.0, 2.0].iter().map(|value| value * run.noise).collect();
-        for at in 0..run.moments.len() {
-            let moment = run.moments[at] as f32;
-            let shown = run.shown(at, &sample);
-            let told: Vec<f32> = shown.iter().map(|shown| shown * 0.3 - 0.2 + moment / 2000.0).collect();
-            sample = run.step(at, &told, &sample).unwrap();
-            if at == run.moments.len() / 2 {
-                near(&sample, &case.middle, &format!("{of}, in the middle"));
-            }
-        }
-        near(&sample, &case.last, &of);
+        goes_as(&case, sampler(&case.config, Overrides::default()).unwrap().begin(case.steps).unwrap());
+    }
+}
+
+#[test]
+fn flows_go_as_the_scheduler_of_diffusers() {
+    let cases: Vec<Case> = serde_json::from_str(include_str!("painting/flows.json")).unwrap();
+    for case in cases {
+        goes_as(&case, flow(&case.config).unwrap().begin(case.steps, case.tokens).unwrap());
+    }
+    let of = |key: &str, value: serde_json::Value| serde_json::json!({ "_class_name": "FlowMatchEulerDiscreteScheduler", key: value });
+    for (config, words) in [
+        (of("shift_terminal", 0.02.into()), "shift_terminal"),
+        (of("stochastic_sampling", true.into()), "stochastic_sampling"),
+        (of("use_karras_sigmas", true.into()), "use_karras_sigmas"),
+        (serde_json::json!({ "_class_name": "DDIMScheduler" }), "supported: FlowMatchEulerDiscreteScheduler"),
+    ] {
+        let found = flow(&config).unwrap_err();
+        assert!(found.contains(words), "{config}: {found}");
     }
 }
 

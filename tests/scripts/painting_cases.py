@@ -1,4 +1,4 @@
-"""Cases of paintings for make_task_cases.py: what Diffusers' StableDiffusionPipeline paints with tiny parts.
+"""Cases of paintings for make_task_cases.py: what Diffusers' StableDiffusionPipeline and FluxPipeline paint with tiny parts.
 
 A case is the directory that `save_pretrained` writes, but for the weights: each part has a `case.json` and an
 `io.safetensors` beside its configuration. Pictures are kept as files.
@@ -56,6 +56,8 @@ UNET |= {"norm_num_groups": 4, "attention_head_dim": 4}
 UNET |= {"down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}
 VAE = {"block_out_channels": [4, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
 VAE |= {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+FLUX = {"patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8}
+FLUX |= {"num_attention_heads": 2, "joint_attention_dim": 16, "pooled_projection_dim": 16, "axes_dims_rope": [4, 2, 2]}
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SAFETY = {
     "projection_dim": 12,
@@ -101,13 +103,23 @@ def asked():
     yield "", {"steps": 5, "height": 48, "width": 16}, 11
 
 
-def painter(pipe, folder):
-    for number, (prompt, painting, seed) in enumerate(asked()):
+def asked_flux():
+    # The size by default would take a minute.
+    yield "Small machines share a red river.", {"width": 32, "height": 48}, 0
+    yield "It isn't café au lait!", {"steps": 4, "guidance": 7.0, "width": 48, "height": 32}, 7
+
+
+def asked_schnell():
+    yield "Small machines share a red river.", {"steps": 4, "width": 32, "height": 16}, 3
+
+
+def painter(pipe, folder, questions):
+    for number, (prompt, painting, seed) in enumerate(questions):
         sizes = {key: painting[key] for key in ("width", "height") if key in painting}
         names = {"steps": "num_inference_steps", "guidance": "guidance_scale", "negative": "negative_prompt"}
         call = {names[key]: value for key, value in painting.items() if key in names} | sizes
         found = pipe(prompt, generator=torch.Generator("cpu").manual_seed(seed % 2**32), **call)
-        held_back = found.nsfw_content_detected is not None and found.nsfw_content_detected[0]
+        held_back = (getattr(found, "nsfw_content_detected", None) or [False])[0]
         name = f"picture-{number}.png"
         if not held_back:
             found.images[0].save(folder / name)
@@ -115,21 +127,44 @@ def painter(pipe, folder):
         yield question | {"expected": [] if held_back else [{"picture": name}]}
 
 
-def make(scheduler, tokens, unet=None, checked=False):
+def stable_diffusion(scheduler, tokens, unet=None, checked=False):
+    def pipeline(folder, seed, name):
+        tokenizer = clip_tokenizer(folder / "tokenizer", **tokens)
+        text = derive(folder / "text_encoder", transformers.CLIPTextModel, text_config(tokenizer), seed, name)
+        network = derive(folder / "unet", diffusers.UNet2DConditionModel, UNET | (unet or {}), seed, name)
+        vae = derive(folder / "vae", diffusers.AutoencoderKL, VAE, seed, name)
+        parts = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        if checked:
+            checker = derive(folder / "safety_checker", StableDiffusionSafetyChecker, SAFETY, seed, name)
+            size = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+            parts = {"safety_checker": checker, "feature_extractor": transformers.CLIPImageProcessor(**size)}
+        return diffusers.StableDiffusionPipeline(vae, text, tokenizer, network, scheduler(), **parts)
+
+    return make(pipeline, asked, tokens)
+
+
+def flux(scheduler, questions, guided):
+    def pipeline(folder, seed, name):
+        from make_task_cases import t5, unigrams
+
+        tokenizer, tokenizer_2 = clip_tokenizer(folder / "tokenizer", pad_token=LAST), unigrams(512)
+        text = derive(folder / "text_encoder", transformers.CLIPTextModel, text_config(tokenizer), seed, name)
+        size = t5(d_model=16, d_ff=24, num_layers=1, num_heads=2)
+        text_2 = derive(folder / "text_encoder_2", transformers.T5EncoderModel, size, seed, name)
+        network = derive(folder / "transformer", diffusers.FluxTransformer2DModel, FLUX | guided, seed, name)
+        plain = {"use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.1159, "scaling_factor": 0.3611}
+        vae = derive(folder / "vae", diffusers.AutoencoderKL, VAE | plain, seed, name)
+        return diffusers.FluxPipeline(scheduler(), vae, text, tokenizer, text_2, tokenizer_2, network)
+
+    return make(pipeline, questions, {"pad_token": LAST})
+
+
+def make(pipeline, questions, tokens):
     def made(name, out, seed):
         with tempfile.TemporaryDirectory() as folder:
             folder = Path(folder)
             (folder / "tokenizer").mkdir()
-            tokenizer = clip_tokenizer(folder / "tokenizer", **tokens)
-            text = derive(folder / "text_encoder", transformers.CLIPTextModel, text_config(tokenizer), seed, name)
-            network = derive(folder / "unet", diffusers.UNet2DConditionModel, UNET | (unet or {}), seed, name)
-            vae = derive(folder / "vae", diffusers.AutoencoderKL, VAE, seed, name)
-            parts = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-            if checked:
-                checker = derive(folder / "safety_checker", StableDiffusionSafetyChecker, SAFETY, seed, name)
-                size = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
-                parts = {"safety_checker": checker, "feature_extractor": transformers.CLIPImageProcessor(**size)}
-            pipe = diffusers.StableDiffusionPipeline(vae, text, tokenizer, network, scheduler(), **parts)
+            pipe = pipeline(folder, seed, name)
             pipe.save_pretrained(folder)
             settings = folder / "tokenizer" / "tokenizer_config.json"
             if tokens["pad_token"] != LAST:
@@ -137,33 +172,46 @@ def make(scheduler, tokens, unet=None, checked=False):
                 older = json.loads(settings.read_text()) | {"pad_token": LAST}
                 del older["added_tokens_decoder"]
                 settings.write_text(json.dumps(older))
-            pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+            pipe = type(pipe).from_pretrained(folder)
             assert pipe.tokenizer.pad_token == tokens["pad_token"]
             pipe.set_progress_bar_config(disable=True)
-            questions = list(painter(pipe, folder))
+            found = list(painter(pipe, folder, questions()))
+            for path in folder.glob("*/config.json"):
+                # Where the parts were found is nobody's business.
+                config = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
+                path.write_text(json.dumps(config, indent=2) + "\n")
             for path in folder.glob("*/*.safetensors"):
                 if path.name != "io.safetensors":
                     path.unlink()
-            (folder / "task.json").write_text(json.dumps({"task": "text-to-image", "questions": questions}))
+            (folder / "task.json").write_text(json.dumps({"task": "text-to-image", "questions": found}))
             target = out / name
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(folder, target)
-        print(target, f"{len(questions)} questions")
+        print(target, f"{len(found)} questions")
 
     return made
 
 
 CASES = {
     # As Stable Diffusion 1 has it, and with the slips that the pipeline mends.
-    "text-to-image": make(
+    "text-to-image": stable_diffusion(
         lambda: diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=0, **NOISE), {"pad_token": LAST},
     ),
     # As Stable Diffusion 2 has it.
-    "text-to-image-velocity": make(
+    "text-to-image-velocity": stable_diffusion(
         lambda: diffusers.DDIMScheduler(prediction_type="v_prediction", set_alpha_to_one=False, **NOISE),
         {"pad_token": "!"}, {"use_linear_projection": True, "attention_head_dim": [2, 4]},
     ),
-    "text-to-image-checked": make(
+    "text-to-image-checked": stable_diffusion(
         lambda: diffusers.EulerDiscreteScheduler(**NOISE), {"pad_token": LAST, "fast": True}, checked=True,
+    ),
+    # As FLUX.1-dev has it.
+    "text-to-image-flux": flux(
+        lambda: diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0), asked_flux,
+        {"guidance_embeds": True},
+    ),
+    # As FLUX.1-schnell has it, but for a shift that shows.
+    "text-to-image-flux-fixed": flux(
+        lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=1.7), asked_schnell, {"guidance_embeds": False},
     ),
 }  # fmt: skip

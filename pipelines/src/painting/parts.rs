@@ -132,11 +132,6 @@ impl PartModel {
         (&self.index, &self.part.files)
     }
 
-    /// Its files.
-    pub fn files(&self) -> &PartFiles {
-        &self.part.files
-    }
-
     /// An error of this part.
     pub fn error(&self, error: impl Into<PipelineError>) -> PipelineError {
         PipelineError::of_part(self.part.name)(error.into())

@@ -25,20 +25,31 @@ pub struct Prompt {
 }
 
 impl Prompts {
-    /// Reads a directory `tokenizer`. `positions`, how many the text encoder has.
+    /// Reads the directory of a tokenizer whose files say how long texts are. `positions`, how many the text encoder has.
     ///
     /// # Errors
     ///
     /// When its files do not say how long texts are, or with what they are filled up.
     pub fn read(files: &PartFiles, positions: usize) -> Result<Self, PipelineError> {
         let tokenizer = Tokenizer::load(files, None)?;
-        let wrong =
-            |key: &str, reason: String| PipelineError::tokenizer(format!("tokenizer_config.json: {key}"), reason);
         let length = tokenizer.length_max();
         let length = length.filter(|length| *length <= positions.min(LENGTH_MAX)).ok_or_else(|| {
             let found = length.map_or_else(|| "nothing".into(), |length| length.to_string());
             wrong("model_max_length", format!("expected at most {positions}, found {found}"))
         })?;
+        Self::new(tokenizer, length)
+    }
+
+    /// Reads the directory of a tokenizer whose texts have so many tokens.
+    ///
+    /// # Errors
+    ///
+    /// When its files do not say with what texts are filled up.
+    pub fn of_length(files: &PartFiles, length: usize) -> Result<Self, PipelineError> {
+        Self::new(Tokenizer::load(files, None)?, length)
+    }
+
+    fn new(tokenizer: Tokenizer, length: usize) -> Result<Self, PipelineError> {
         let padding = tokenizer.padding().map(i64::from);
         let padding =
             padding.ok_or_else(|| wrong("pad_token", "expected a token of the vocabulary, found none".into()))?;
@@ -59,4 +70,8 @@ impl Prompts {
         let filling = std::iter::repeat_n(self.padding, self.length - tokens);
         Ok(Prompt { ids: found.into_iter().map(i64::from).chain(filling).collect(), tokens })
     }
+}
+
+fn wrong(key: &str, reason: String) -> PipelineError {
+    PipelineError::tokenizer(format!("tokenizer_config.json: {key}"), reason)
 }

@@ -5,6 +5,7 @@ use accel_backends::tensor::{Engine, Tensor};
 use accel_backends::weights::read_tensor;
 use accel_models::ModelError;
 use accel_models::model::{Inputs, Model};
+use accel_models::spec::Spec;
 
 use super::parts::{Part, PartModel};
 use crate::error::PipelineError;
@@ -57,7 +58,11 @@ impl Unloaded {
     ///
     /// When that cannot be done.
     pub fn load(self, engine: &Engine) -> Result<SafetyChecker, PipelineError> {
-        let concepts = |vectors: &str| Concepts::read(&self.model, engine, vectors);
+        let width = match &self.model.described.spec {
+            Spec::DualEncoder(spec) => spec.image.as_ref().and_then(|image| image.projection),
+            _ => None,
+        };
+        let concepts = |vectors: &str| Concepts::read(&self.model, engine, vectors, width.unwrap_or(0));
         let (special, concepts) = (concepts("special_care_embeds")?, concepts("concept_embeds")?);
         let (engine, preprocessor) = (engine.clone(), self.preprocessor);
         Ok(SafetyChecker { model: self.model.load(&engine)?, engine, preprocessor, special, concepts })
@@ -65,17 +70,22 @@ impl Unloaded {
 }
 
 impl Concepts {
-    fn read(model: &PartModel, engine: &Engine, name: &str) -> Result<Self, PipelineError> {
+    /// vectors: `[concepts, width]`
+    fn read(model: &PartModel, engine: &Engine, name: &str, width: usize) -> Result<Self, PipelineError> {
+        let thresholds_name = format!("{name}_weights");
+        let (thresholds, count) = values(model, engine, &thresholds_name)?;
         let (vectors, dims) = values(model, engine, name)?;
-        let (thresholds, count) = values(model, engine, &format!("{name}_weights"))?;
-        let [rows, width] = dims[..] else {
-            return Err(wrong_shape(model, name, vec![count.iter().product(), 0], dims));
-        };
-        if count != [rows] {
-            return Err(wrong_shape(model, &format!("{name}_weights"), vec![rows], count));
+        if count != [thresholds.len()] {
+            return Err(wrong_shape(model, &thresholds_name, vec![thresholds.len()], count));
         }
-        let vectors = vectors.chunks_exact(width.max(1)).map(unit).collect();
-        Ok(Self { vectors, thresholds })
+        if dims != [thresholds.len(), width] {
+            return Err(wrong_shape(model, name, vec![thresholds.len(), width], dims));
+        }
+        // What is no number would hold nothing back.
+        if vectors.iter().chain(&thresholds).any(|value| !value.is_finite()) {
+            return Err(model.error(PipelineError::NotNumbers { output: name.to_owned() }));
+        }
+        Ok(Self { vectors: vectors.chunks_exact(width.max(1)).map(unit).collect(), thresholds })
     }
 
     /// Whether a vector of length 1 is nearer to one than it may be, where all count so much nearer.

@@ -6,6 +6,7 @@
 
 mod ddim;
 mod euler;
+mod flow;
 mod pndm;
 
 use accel_models::config::Config;
@@ -14,6 +15,7 @@ use super::training::{Spacing, Training, unsupported};
 use crate::error::PipelineError;
 use ddim::Ddim;
 use euler::Euler;
+pub use flow::Flow;
 use pndm::Pndm;
 
 /// A sampler as a model's files declare it.

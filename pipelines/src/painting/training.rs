@@ -6,7 +6,7 @@ use accel_models::config::Config;
 use crate::error::PipelineError;
 
 /// The most moments of training; models in use have 1000.
-const MOMENTS_MAX: usize = 1 << 16;
+pub const MOMENTS_MAX: usize = 1 << 16;
 /// What counts as left of the picture at the last moment where nothing is: the least that f16 tells from 0.
 const NOTHING: f32 = 1.0 / (1 << 24) as f32;
 

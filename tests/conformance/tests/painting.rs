@@ -1,4 +1,4 @@
-//! What texts are painted as, against what Diffusers' `StableDiffusionPipeline` painted, each with small parts.
+//! What texts are painted as, against what Diffusers' pipelines painted, each with small parts.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -50,6 +50,31 @@ fn texts_are_painted_as_stable_diffusion_2_paints_them() -> Result<()> {
 fn pictures_that_a_safety_checker_holds_back_are_not_given() -> Result<()> {
     ensure!(paints_as_the_pipeline("text-to-image-checked")? == 2);
     Ok(())
+}
+
+#[test]
+fn texts_are_painted_as_flux_paints_them() -> Result<()> {
+    ensure!(paints_as_the_pipeline("text-to-image-flux")? == 0);
+    ensure!(paints_as_the_pipeline("text-to-image-flux-fixed")? == 0);
+    Ok(())
+}
+
+/// What a model cannot be told is refused, and not passed over.
+#[test]
+fn options_that_flux_does_not_take_are_refused() -> Result<()> {
+    let refused = |name: &str, painting: Painting, words: &str| -> Result<()> {
+        let (case, mut pipeline) = load(name, &unbounded())?;
+        let question = case.questions.first().context("no question")?;
+        let options = TaskOptions { painting, ..TaskOptions::default() };
+        let Err(error) = pipeline.admit(&JobSpec { options, ..job(&case, question)? }) else { bail!("{words}: taken") };
+        ensure!(error.code == ErrorCode::InvalidRequest && error.message.contains(words), "{error:?}");
+        Ok(())
+    };
+    let (flux, plain) = ("text-to-image-flux", Painting::default);
+    refused(flux, Painting { negative: Some("cats".into()), ..plain() }, "paints without it")?;
+    refused(flux, Painting { width: Some(24), ..plain() }, "the width: expected a multiple of 16 pixels, found 24")?;
+    refused(flux, Painting { steps: Some(1001), ..plain() }, "the steps: expected 1 to 1000")?;
+    refused("text-to-image-flux-fixed", Painting { guidance: Some(2.0), ..plain() }, "made for one")
 }
 
 fn question(case: &TaskCase) -> Result<&Question> {
@@ -136,6 +161,10 @@ fn pictures_that_memory_does_not_hold_are_refused() -> Result<()> {
     ensure!(format!("{error:#}").contains("are allowed here"), "{error:#}");
     let (_, mut pipeline) = load("text-to-image", &options(weights + (1 << 20)))?;
     let right = job(&case, question(&case)?)?;
+    let painting = Painting { width: Some(4104), ..Painting::default() };
+    let larger = JobSpec { options: TaskOptions { painting, ..TaskOptions::default() }, ..right.clone() };
+    let Err(error) = pipeline.admit(&larger) else { bail!("it was taken") };
+    ensure!(error.message.contains("a side of the picture: expected at most 4096 pixels, found 4104"), "{error:?}");
     let painting = Painting { width: Some(4096), height: Some(4096), ..Painting::default() };
     let large = JobSpec { options: TaskOptions { painting, ..TaskOptions::default() }, ..right.clone() };
     let Err(JobError { code, message }) = pipeline.admit(&large) else { bail!("it was taken") };
@@ -210,6 +239,19 @@ fn parts_that_are_wrong_are_named() -> Result<()> {
         )?,
         "model_max_length: expected at most 20, found 21",
     )?;
+    let (some, none) = ("\"block_out_channels\": [", "\"block_out_channels\": [], \"others\": [");
+    named(refusal(plain, replaced("unet/config.json", some, none))?, "unet/config.json: block_out_channels")?;
+    named(refusal(plain, replaced("vae/config.json", some, none))?, "vae/config.json: block_out_channels")?;
+    let flux = "text-to-image-flux";
+    let scheduler = "scheduler/scheduler_config.json";
+    named(refusal(flux, replaced(scheduler, "FlowMatchEuler", "FlowMatchHeun"))?, "FlowMatchHeunDiscreteScheduler")?;
+    named(refusal(flux, replaced(scheduler, "\"invert_sigmas\": false", "\"invert_sigmas\": true"))?, "invert_sigmas")?;
+    named(refusal(flux, removed("tokenizer_2/tokenizer.json"))?, "tokenizer_2/tokenizer.json: expected the file")?;
+    named(refusal(flux, removed("text_encoder_2/model.safetensors"))?, "text_encoder_2/no weights")?;
+    named(
+        refusal(flux, replaced("transformer/config.json", "\"in_channels\": 16", "\"in_channels\": 32"))?,
+        "transformer/",
+    )?;
     let checked = "text-to-image-checked";
     named(refusal(checked, removed("feature_extractor/preprocessor_config.json"))?, "feature_extractor/")?;
     named(refusal(checked, removed("safety_checker/model.safetensors"))?, "safety_checker/no weights")?;
@@ -217,6 +259,20 @@ fn parts_that_are_wrong_are_named() -> Result<()> {
         refusal(checked, replaced(index, "\"feature_extractor\"", "\"extractor\""))?,
         "model_index.json: feature_extractor",
     )?;
+    Ok(())
+}
+
+/// A safety checker that could hold nothing back is refused before anything is painted.
+#[test]
+fn a_safety_checker_of_no_numbers_is_refused() -> Result<()> {
+    let found = refusal("text-to-image-checked", |directory| {
+        let path = directory.join("safety_checker/model.safetensors");
+        let mut bytes = std::fs::read(&path)?;
+        let header = 8 + u64::from_le_bytes(bytes[..8].try_into()?) as usize;
+        bytes[header..].fill(0xff);
+        Ok(std::fs::write(path, bytes)?)
+    })?;
+    ensure!(found.contains("safety_checker/special_care_embeds: expected numbers"), "{found}");
     Ok(())
 }
 

@@ -38,7 +38,7 @@ const HALVES: &[Rule] = &[
 fn halves(config: &Config) -> Result<[VaeHalfSpec; 2], ModelError> {
     let channels = config.optional_sizes("block_out_channels")?.unwrap_or_else(|| vec![64]);
     let layers = config.optional_size("layers_per_block")?.unwrap_or(1);
-    if channels.len() > IMAGE_BLOCKS_MAX || layers > IMAGE_BLOCKS_MAX {
+    if channels.is_empty() || channels.len() > IMAGE_BLOCKS_MAX || layers > IMAGE_BLOCKS_MAX {
         return Err(config.wrong("block_out_channels", format!("at most {IMAGE_BLOCKS_MAX} blocks and layers")).into());
     }
     let resnet = ResnetSpec {

@@ -24,6 +24,9 @@ pub const ARCH: Arch = Arch {
 
 fn spec(config: &Config, _: HeadKind) -> Result<Spec, ModelError> {
     let channels = config.optional_sizes("block_out_channels")?.unwrap_or_else(|| vec![320, 640, 1280, 1280]);
+    if channels.is_empty() {
+        return Err(config.wrong("block_out_channels", "at least one size").into());
+    }
     let cosines_first = config.truth_or("flip_sin_to_cos", true)?;
     let shift = config.optional_number("freq_shift")?.unwrap_or(0.0) as f32;
     let waves = |width| WavesSpec { width, cosines_first, shift };
