@@ -14,8 +14,8 @@ use super::{not_supported, picture};
 use crate::error::PipelineError;
 use crate::image_input::{ImageSize, RgbImage};
 
-/// How many images of the widest layer are alive at once, with room.
-pub const ALIVE: u64 = 6;
+/// How many images of the widest layer are alive at once, with room: measured, they are seven.
+pub const ALIVE: u64 = 8;
 /// How many samples a sampler keeps of a job, with room.
 const KEPT: u64 = 8;
 /// The most blocks of an autoencoder; those in use have four.

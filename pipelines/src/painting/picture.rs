@@ -45,7 +45,8 @@ pub fn png(picture: &RgbImage) -> Result<TaskResult, PipelineError> {
     let written = encoder.write_image(picture.pixels(), width as u32, height as u32, ExtendedColorType::Rgb8);
     written.map_err(|error| PipelineError::input("the picture", error))?;
     if file.len() > RESULT_BYTES - BESIDE {
-        return Err(PipelineError::too_large("the picture as PNG", file.len(), RESULT_BYTES - BESIDE, "bytes"));
+        let what = "the picture as PNG, of which smaller sides leave less";
+        return Err(PipelineError::too_large(what, file.len(), RESULT_BYTES - BESIDE, "bytes"));
     }
     Ok(TaskResult::Picture(FileBytes(file)))
 }

@@ -173,6 +173,19 @@ fn pictures_that_memory_does_not_hold_are_refused() -> Result<()> {
     compare(&answer(&mut *pipeline, &right)?.0, &question(&case)?.expected)
 }
 
+/// A picture that no event holds is refused, with its size.
+#[test]
+fn pictures_that_are_too_long_as_files_are_refused() -> Result<()> {
+    let (case, mut pipeline) = load("text-to-image-flux", &unbounded())?;
+    let painting = Painting { width: Some(640), height: Some(640), steps: Some(1), ..Painting::default() };
+    let options = TaskOptions { painting, ..TaskOptions::default() };
+    let Err(error) = answer(&mut *pipeline, &JobSpec { options, ..job(&case, question(&case)?)? }) else {
+        bail!("a picture was given")
+    };
+    ensure!(error.code == ErrorCode::InvalidRequest && error.message.contains("the picture as PNG"), "{error:?}");
+    Ok(())
+}
+
 /// Loads the case after its files were changed; answers the words of the refusal.
 fn refusal(name: &str, change: impl FnOnce(&Path) -> Result<()>) -> Result<String> {
     let case = TaskCase::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tasks").join(name))?;
