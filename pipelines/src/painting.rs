@@ -221,8 +221,8 @@ impl<P: Painter> PaintingPipeline<P> {
         });
         if job.at < job.run.moments.len() {
             job.step(&self.painter)?;
-            let (done_tokens, total_tokens) = (job.at as u32, job.run.moments.len() as u32);
-            out(id, JobEvent::Reading { done_tokens, total_tokens });
+            let (done, total) = (job.at as u32, job.run.moments.len() as u32);
+            out(id, JobEvent::Working { done, total });
             return Ok(());
         }
         let results = vec![picture::png(&self.painter.picture(&job.sample, job.places)?)?];

@@ -383,8 +383,7 @@ pub enum JobEvent {
         /// The arithmetic that answers.
         arithmetic: Arithmetic,
     },
-    /// The prompt, and the answer so far of a job that moved, are being read in; or a picture is being painted, whose steps
-    /// are counted instead of tokens.
+    /// The prompt, and the answer so far of a job that moved, are being read in.
     Reading {
         /// Tokens read.
         done_tokens: u32,

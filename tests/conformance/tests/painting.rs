@@ -25,10 +25,9 @@ fn paints_as_the_pipeline(name: &str) -> Result<usize> {
         let (found, events) = found.map_err(anyhow::Error::new).with_context(about)?;
         compare(&found, &question.expected).with_context(about)?;
         ensure!(matches!(events.first(), Some(JobEvent::Started { .. })), "{events:?}");
-        let reading = events.iter().skip(1).enumerate();
-        for (at, event) in reading {
-            let JobEvent::Reading { done_tokens, total_tokens } = event else { bail!("{event:?}") };
-            ensure!(*done_tokens as usize == at + 1 && *total_tokens as usize == events.len() - 1, "{events:?}");
+        for (at, event) in events.iter().skip(1).enumerate() {
+            let JobEvent::Working { done, total } = event else { bail!("{event:?}") };
+            ensure!(*done as usize == at + 1 && *total as usize == events.len() - 1, "{events:?}");
         }
     }
     Ok(held_back)
