@@ -10,7 +10,9 @@ mod special;
 
 use accel_backends::files::{ModelFiles, read_small};
 use accel_backends::weights::gguf::Metadata;
-use tokenizers::{Decoder, Encoding, ModelWrapper, PostProcessor, TruncationDirection, TruncationParams};
+use tokenizers::{
+    Decoder, Encoding, ModelWrapper, PostProcessor, PostProcessorWrapper, TruncationDirection, TruncationParams,
+};
 
 use crate::chat::ChatTemplate;
 use crate::error::PipelineError;
@@ -30,8 +32,19 @@ pub struct Tokenizer {
     ends: Vec<u32>,
     chat: Option<ChatTemplate>,
     special: Special,
-    /// Tokens of two texts in a window, and those of the second that neighbours share.
-    windows: Option<(usize, usize)>,
+    windows: Option<Windows>,
+}
+
+/// How pairs of texts are cut.
+#[derive(Debug)]
+struct Windows {
+    /// Tokens of the texts in a window.
+    room: usize,
+    /// Tokens of the second text that neighbours share.
+    overlap: usize,
+    /// What adds special tokens to each window. It is taken out of the tokenizer, which would have it work on each text
+    /// alone before, and trim spaces from the characters of its tokens twice.
+    processor: Option<PostProcessorWrapper>,
 }
 
 /// Where texts that are too long are cut.
@@ -141,7 +154,11 @@ impl Tokenizer {
             return Err(PipelineError::tokenizer(place, format!("expected over {least}, found {length}")));
         }
         match cut {
-            Cut::Windows { .. } => self.windows = Some((length - added, least - added)),
+            Cut::Windows { overlap, .. } => {
+                let processor = self.inner.get_post_processor().cloned();
+                self.inner.with_post_processor(None::<PostProcessorWrapper>);
+                self.windows = Some(Windows { room: length - added, overlap, processor });
+            }
             Cut::Rest { .. } => {
                 let params = TruncationParams { max_length: length, ..TruncationParams::default() };
                 let set = self.inner.with_truncation(Some(params)).map(|_| ());
@@ -159,20 +176,24 @@ impl Tokenizer {
     /// When the tokenizer refuses the text.
     pub fn encode(&self, text: &str, second: Option<&str>) -> Result<Vec<Encoding>, PipelineError> {
         let refused = |error| PipelineError::input("the text", error);
-        let (mut encoded, windows) = match (second, self.windows) {
-            (Some(second), Some((room, overlap))) => {
+        let (mut encoded, windows) = match (second, &self.windows) {
+            (Some(second), Some(Windows { room, overlap, processor })) => {
                 // Cut here: when the library (0.23) is told to, it reads no further than the first window.
                 let first = self.inner.encode_char_offsets(text, false).map_err(refused)?;
-                let mut second = unplaced(&self.inner.encode_char_offsets(second, false).map_err(refused)?);
+                let mut second = self.inner.encode_char_offsets(second, false).map_err(refused)?;
                 let room = room.saturating_sub(first.len());
-                if room <= overlap {
+                if room <= *overlap {
                     let words = format!("expected a shorter first text, found {} tokens", first.len());
                     return Err(PipelineError::input("the text", words));
                 }
                 // Templates set the type of the first window's tokens only.
                 second.set_type_ids(vec![1; second.len()]);
-                second.truncate(room, overlap, TruncationDirection::Right);
-                (self.inner.post_process(first, Some(second), true).map_err(refused)?, true)
+                second.truncate(room, *overlap, TruncationDirection::Right);
+                let encoded = match processor {
+                    Some(processor) => processor.process(first, Some(second), true),
+                    None => self.inner.post_process(first, Some(second), true),
+                };
+                (encoded.map_err(refused)?, true)
             }
             (Some(second), None) => (self.inner.encode_char_offsets((text, second), true).map_err(refused)?, false),
             (None, _) => (self.inner.encode_char_offsets(text, true).map_err(refused)?, false),
@@ -281,21 +302,6 @@ impl Tokenizer {
     pub fn chat(&self) -> Option<&ChatTemplate> {
         self.chat.as_ref()
     }
-}
-
-/// A text's tokens that do not say which of two texts they are of; a lone text says that it is the first.
-fn unplaced(encoding: &Encoding) -> Encoding {
-    Encoding::new(
-        encoding.get_ids().to_vec(),
-        encoding.get_type_ids().to_vec(),
-        encoding.get_tokens().to_vec(),
-        encoding.get_word_ids().to_vec(),
-        encoding.get_offsets().to_vec(),
-        encoding.get_special_tokens_mask().to_vec(),
-        encoding.get_attention_mask().to_vec(),
-        Vec::new(),
-        Default::default(),
-    )
 }
 
 /// What [`tidied`] takes the spaces from, in its order.

@@ -255,7 +255,7 @@ fn a_wrong_model_is_refused_with_the_place() {
         let error = load(Arc::new(LocalFiles::open(directory(changes).path()).unwrap()), &OPTIONS).err().unwrap();
         assert!(error.code() == code && error.to_string().contains(words), "{:?}: {error}", error.code());
     };
-    refuse(json!({"model_type": "no_such"}), ErrorCode::Unsupported, "\"no_such\" is not supported; supported: bloom,");
+    refuse(json!({"model_type": "no_such"}), ErrorCode::Unsupported, "\"no_such\" is not supported; supported: arcee,");
     refuse(json!({"architectures": ["LlamaForNothing"]}), ErrorCode::Unsupported, "LlamaForCausalLM");
     refuse(
         json!({"hidden_size": null}),

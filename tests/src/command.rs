@@ -20,6 +20,8 @@ pub struct CommandLine {
     program: PathBuf,
     data_dir: PathBuf,
     home: PathBuf,
+    /// Where commands are given.
+    here: PathBuf,
 }
 
 /// What a command left behind.
@@ -55,13 +57,14 @@ impl Ran {
 impl CommandLine {
     /// Commands on `data_dir`.
     pub fn new(cluster: &Cluster, data_dir: &Path) -> Self {
-        Self { program: cluster.program().clone(), data_dir: data_dir.to_owned(), home: cluster.path("home") }
+        let (home, here) = (cluster.path("home"), cluster.path(""));
+        Self { program: cluster.program().clone(), data_dir: data_dir.to_owned(), home, here }
     }
 
     /// A command that is ready to run, with its streams in pipes. It ends with whoever started it.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(arguments).arg("--data-dir").arg(&self.data_dir);
+        command.args(arguments).arg("--data-dir").arg(&self.data_dir).current_dir(&self.here);
         for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ACCEL_")) {
             command.env_remove(variable);
         }

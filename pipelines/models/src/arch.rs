@@ -24,7 +24,7 @@ use accel_backends::weights::TensorIndex;
 
 use crate::ModelError;
 use crate::config::Config;
-use crate::rules::{Rule, Rules};
+use crate::rules::{Rule, Rules, fp8};
 use crate::spec::{HeadSpec, LogitsSpec, Spec};
 
 /// Kinds of models.
@@ -312,6 +312,7 @@ pub fn describe(files: &dyn ModelFiles, index: &TensorIndex) -> Result<Descripti
     if let Some(name) = config.optional_text("_class_name")? {
         return describe_class(&config, name);
     }
+    check_quantization(&config)?;
     let name = config.text("model_type")?;
     let found = ALL.iter().map(|arch| &arch.hugging_face).find(|arch| arch.model_type == name);
     let supported = || ALL.iter().map(|arch| arch.hugging_face.model_type).collect();
@@ -323,6 +324,22 @@ pub fn describe(files: &dyn ModelFiles, index: &TensorIndex) -> Result<Descripti
     let spec = (arch.spec)(&config, class.head)?;
     let rules = Rules { prefix: "", base: class.base, stack: arch.stack, heads: arch.heads };
     Ok(Description { spec, rules, class: class.name, head: class.head })
+}
+
+/// Refuses weights that are stored in a way of their own which is not known here.
+fn check_quantization(config: &Config) -> Result<(), ModelError> {
+    let Some(config) = config.section("quantization_config")? else { return Ok(()) };
+    let method = config.text("quant_method")?;
+    if method != "fp8" && method != "compressed-tensors" {
+        return Err(unsupported(&config.path("quant_method"), method, vec!["fp8, compressed-tensors"]));
+    }
+    match config.optional_sizes("weight_block_size")? {
+        None => Ok(()),
+        Some(sizes) if sizes == [fp8::BLOCK; 2] => Ok(()),
+        Some(sizes) => {
+            Err(unsupported(&config.path("weight_block_size"), format!("{sizes:?}"), vec!["blocks of 128 by 128"]))
+        }
+    }
 }
 
 /// The names of a checkpoint's classes. Some types write them beside the keys of the text, where another type's may be

@@ -1,5 +1,7 @@
 //! Where the weights of a model lie in its files: rules as data, and the loader that follows them.
 
+pub mod fp8;
+
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -263,9 +265,12 @@ impl<'a> Loader<'a> {
 
     fn read(&self, name: &str, tensor: &TensorInfo, how: How) -> Result<Tensor, ModelError> {
         let at = || ModelError::at(self.name(name));
-        let bytes = read_tensor(self.files, tensor)?;
-        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(tensor.name.clone());
-        let weight = Weight::new(&tensor.name, tensor.dtype, &tensor.dims, bytes).map_err(at())?;
+        let bytes = self.bytes(tensor)?;
+        let weight = if fp8::is_fp8(tensor.dtype) {
+            Weight::from_floats(&tensor.dims, &self.scaled(name, tensor, &bytes)?)
+        } else {
+            Weight::new(&tensor.name, tensor.dtype, &tensor.dims, bytes).map_err(at())?
+        };
         let stored = Tensor::stored(self.engine, Arc::new(weight));
         // Vectors are small and go through operations that want floats.
         let dense = || Tensor::new(self.engine, stored.to_vec()?, stored.dims());
@@ -293,6 +298,26 @@ impl<'a> Loader<'a> {
             }
         }
         .map_err(at())
+    }
+
+    fn bytes(&self, tensor: &TensorInfo) -> Result<Vec<u8>, ModelError> {
+        let bytes = read_tensor(self.files, tensor)?;
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(tensor.name.clone());
+        Ok(bytes)
+    }
+
+    /// 8-bit floats times their scales, where the file has any.
+    fn scaled(&self, name: &str, tensor: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>, ModelError> {
+        let mut values = fp8::floats(tensor.dtype, bytes);
+        let scales = fp8::SCALES.iter().find_map(|ending| self.index.get(&format!("{}{ending}", tensor.name)));
+        if let Some(scales) = scales {
+            let at = || ModelError::at(self.name(name));
+            let count = scales.dims.iter().product();
+            let stored = Weight::new(&scales.name, scales.dtype, &[count], self.bytes(scales)?).map_err(at())?;
+            let factors = Tensor::stored(self.engine, Arc::new(stored)).to_vec().map_err(at())?;
+            fp8::scale(&scales.name, &tensor.dims, &mut values, (&scales.dims, &factors))?;
+        }
+        Ok(values)
     }
 
     /// The name in the file, and what is done to the tensor: by the first rule for it whose tensor is there, or the first
