@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admission;
 pub mod audio_input;
 mod chat;
 mod error;

@@ -23,10 +23,9 @@ use accel_backends::files::ModelFiles;
 use accel_backends::tensor::{Engine, Tensor};
 use accel_models::ModelError;
 use accel_models::model::Inputs;
-use accel_protocol::{
-    Arithmetic, ErrorCode, FinishReason, Input, JobError, JobEvent, JobId, JobSpec, Painting, Task, Usage,
-};
+use accel_protocol::{Arithmetic, FinishReason, Input, JobError, JobEvent, JobId, JobSpec, Painting, Task, Usage};
 
+use crate::admission;
 use crate::error::PipelineError;
 use crate::image_input::RgbImage;
 use crate::pipeline::{Cost, LoadOptions, Pipeline, StepPlan};
@@ -201,14 +200,9 @@ impl<P: Painter> PaintingPipeline<P> {
         let sizes = self.painter.sizes();
         let (kept, working) = (sizes.kept_bytes(places), sizes.working_bytes(places));
         let used = self.jobs.values().map(|job| job.bytes).sum::<u64>().saturating_add(self.weight_bytes);
-        let needed_bytes = kept.saturating_add(working);
-        match self.memory_bytes.map(|allowed| allowed.saturating_sub(used)) {
-            Some(left_bytes) if needed_bytes > left_bytes => {
-                let what = format!("a picture of {} pixels", sizes.picture(places));
-                Err(PipelineError::NoRoom { what, needed_bytes, left_bytes })
-            }
-            _ => Ok(kept),
-        }
+        let what = || format!("a picture of {} pixels", sizes.picture(places));
+        admission::check_room(what, kept.saturating_add(working), used, self.memory_bytes)?;
+        Ok(kept)
     }
 
     /// Carries a job on by a step.
@@ -264,12 +258,7 @@ impl<P: Painter> Pipeline for PaintingPipeline<P> {
     }
 
     fn admit(&mut self, spec: &JobSpec) -> Result<Cost, JobError> {
-        if !TASKS.contains(&spec.task) {
-            return Err(crate::task::wrong_task(spec.task, TASKS));
-        }
-        if self.jobs.contains_key(&spec.id) {
-            return Err(JobError::new(ErrorCode::InvalidRequest, format!("the job {} is here already", spec.id)));
-        }
+        admission::check(spec, TASKS, &self.jobs)?;
         let job = self.take_on(spec)?;
         let prompt_tokens = job.asked.prompts.iter().map(|prompt| prompt.tokens).sum::<usize>() as u32;
         let cost = Cost { prompt_tokens, memory_bytes: job.bytes };

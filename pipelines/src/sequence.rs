@@ -34,6 +34,7 @@ use accel_protocol::{
     Arithmetic, ErrorCode, FinishReason, Generation, JobError, JobEvent, JobId, JobSpec, Task, TokenLogprob, Usage,
 };
 
+use crate::admission::{self, KEPT};
 use crate::error::PipelineError;
 use crate::pipeline::{Cost, LoadOptions, Pipeline, StepPlan};
 use crate::sampling::{self, NotNumbers};
@@ -151,44 +152,8 @@ impl SequencePipeline {
     }
 
     fn settings(&self, task: Task) -> Result<Settings, JobError> {
-        let settings = &self.chosen.settings;
-        let found = settings.iter().find(|(of, _)| *of == task);
-        let tasks = || settings.iter().map(|(task, _)| *task).collect::<Vec<_>>();
-        found.map(|(_, settings)| settings.clone()).ok_or_else(|| crate::task::wrong_task(task, &tasks()))
-    }
-
-    fn check_prior(&self, spec: &JobSpec) -> Result<(), JobError> {
-        match &spec.arithmetic {
-            Some(asked) if !spec.prior.is_empty() && *asked != self.arithmetic() => {
-                let words =
-                    format!("the answer was begun by {}, and this peer computes {}", asked.0, self.arithmetic().0);
-                return Err(JobError::new(ErrorCode::Unsupported, words));
-            }
-            _ => {}
-        }
-        let vocabulary = self.extent.vocabulary;
-        match spec.prior.iter().find(|&&id| id as usize >= vocabulary) {
-            None => Ok(()),
-            Some(id) => {
-                let words = format!("the token {id} is outside the model's vocabulary of {vocabulary}");
-                Err(JobError::new(ErrorCode::ModelInvalid, words))
-            }
-        }
-    }
-
-    fn reserve(&self, state_bytes: u64) -> Result<(), JobError> {
-        let used: u64 = self.jobs.values().map(|job| job.state_bytes).sum();
-        match self.state_bytes_max {
-            Some(allowed) if used.saturating_add(state_bytes) > allowed => {
-                let words = format!(
-                    "the job's keys and values take up to {state_bytes} bytes, but {} of {allowed} are left; \
-                     ask for fewer tokens or try later",
-                    allowed.saturating_sub(used)
-                );
-                Err(JobError::new(ErrorCode::OutOfResources, words))
-            }
-            _ => Ok(()),
-        }
+        let found = self.chosen.settings.iter().find(|(of, _)| *of == task);
+        found.map(|(_, settings)| settings.clone()).ok_or_else(|| admission::wrong_task(task, &[]))
     }
 
     /// Carries a job on by one token.
@@ -455,13 +420,11 @@ impl Pipeline for SequencePipeline {
     }
 
     fn admit(&mut self, spec: &JobSpec) -> Result<Cost, JobError> {
-        spec.generation.validate()?;
-        if self.jobs.contains_key(&spec.id) {
-            return Err(JobError::new(ErrorCode::InvalidRequest, format!("the job {} is here already", spec.id)));
-        }
+        let tasks: Vec<Task> = self.chosen.settings.iter().map(|(task, _)| *task).collect();
+        admission::check(spec, &tasks, &self.jobs)?;
+        admission::check_prior(spec, &self.arithmetic())?;
+        admission::check_tokens(&spec.prior, self.extent.vocabulary)?;
         let mut settings = self.settings(spec.task)?;
-        crate::task::check_options(spec.task, &spec.options)?;
-        self.check_prior(spec)?;
         let mut generation = spec.generation.clone();
         let drawn = generation.temperature > 0.0;
         if settings.draws && !drawn {
@@ -503,7 +466,8 @@ impl Pipeline for SequencePipeline {
         let positions = kept.saturating_add(longest.saturating_mul(copies)) as u64;
         let state_bytes = self.extent.position_bytes.saturating_mul(positions).saturating_add(kept_bytes);
         let state_bytes = state_bytes.saturating_add(self.extent.sequence_bytes.saturating_mul(copies as u64));
-        self.reserve(state_bytes)?;
+        let used = self.jobs.values().map(|job| job.state_bytes).sum();
+        admission::check_room(|| KEPT.to_owned(), state_bytes, used, self.state_bytes_max)?;
         // Tokens that only start a decoder are no context of a text.
         let context = if prompt.is_text { prompt.tokens.as_slice() } else { &[] };
         let mut answer = Answer::new(context, &generation.stop);

@@ -20,10 +20,11 @@ use accel_models::ModelError;
 use accel_models::model::{Model, Outputs};
 use accel_protocol::limits::RESULT_BYTES;
 use accel_protocol::{
-    Aggregation, Arithmetic, ErrorCode, FinishReason, Input, JobError, JobEvent, JobId, JobSpec, Painting, Task,
-    TaskOptions, TaskResult, Usage, frame,
+    Arithmetic, ErrorCode, FinishReason, Input, JobError, JobEvent, JobId, JobSpec, Task, TaskOptions, TaskResult,
+    Usage, frame,
 };
 
+use crate::admission;
 use crate::error::PipelineError;
 use crate::pipeline::{Cost, Pipeline, StepPlan};
 
@@ -128,14 +129,7 @@ impl<H: Head> Pipeline for TaskPipeline<H> {
     }
 
     fn admit(&mut self, spec: &JobSpec) -> Result<Cost, JobError> {
-        let tasks = self.head.tasks();
-        if !tasks.contains(&spec.task) {
-            return Err(wrong_task(spec.task, tasks));
-        }
-        if self.jobs.contains_key(&spec.id) {
-            return Err(JobError::new(ErrorCode::InvalidRequest, format!("the job {} is here already", spec.id)));
-        }
-        check_options(spec.task, &spec.options)?;
+        admission::check(spec, self.head.tasks(), &self.jobs)?;
         let readings = self.head.prepare(spec.task, &spec.input)?;
         let tokens = readings.iter().map(H::tokens).sum::<usize>() as u32;
         let (task, options, results) = (spec.task, spec.options.clone(), Vec::new());
@@ -158,31 +152,6 @@ impl<H: Head> Pipeline for TaskPipeline<H> {
     }
 }
 
-/// Whether a task has all the options that are given.
-///
-/// # Errors
-///
-/// When one would be passed over.
-pub fn check_options(task: Task, options: &TaskOptions) -> Result<(), JobError> {
-    let TaskOptions { top_k, aggregation, threshold, language, painting } = options;
-    let ranks = [Task::FillMask, Task::TextClassification, Task::QuestionAnswering, Task::ImageClassification];
-    let given: [(&str, bool, &[Task]); 5] = [
-        ("top_k", top_k.is_some(), &ranks),
-        ("aggregation", *aggregation != Aggregation::None, &[Task::TokenClassification]),
-        ("threshold", threshold.is_some(), &[Task::ObjectDetection, Task::MaskGeneration]),
-        ("language", language.is_some(), &[Task::AutomaticSpeechRecognition]),
-        ("painting", *painting != Painting::default(), &[Task::TextToImage]),
-    ];
-    match given.into_iter().find(|(_, given, tasks)| *given && !tasks.contains(&task)) {
-        None => Ok(()),
-        Some((name, _, tasks)) => {
-            let tasks: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
-            let words = format!("{task} has no {name}; {} has", tasks.join(", "));
-            Err(JobError::new(ErrorCode::InvalidRequest, words))
-        }
-    }
-}
-
 /// The values of the outputs of these names.
 ///
 /// # Errors
@@ -199,10 +168,4 @@ fn numbers<const N: usize>(outputs: &Outputs, names: [&str; N]) -> Result<[Vec<f
         }
     }
     Ok(values)
-}
-
-/// The error of a job that asks for what a model does not do.
-pub fn wrong_task(asked: Task, tasks: &[Task]) -> JobError {
-    let tasks = tasks.iter().map(|task| task.name()).collect::<Vec<_>>().join(" and ");
-    JobError::new(ErrorCode::Unsupported, format!("this model does {tasks}, not {asked}"))
 }

@@ -17,6 +17,7 @@ use accel_protocol::{
     Arithmetic, ErrorCode, FinishReason, Generation, Input, JobError, JobEvent, JobId, JobSpec, Task, Usage,
 };
 
+use crate::admission::{self, KEPT};
 use crate::pipeline::{Cost, LoadOptions, Pipeline, StepPlan};
 use crate::sampling::{self, NotNumbers};
 use crate::tokenizer::Tokenizer;
@@ -86,17 +87,6 @@ impl TextPipeline {
         Ok(prompt)
     }
 
-    fn check_tokens(&self, tokens: &[u32]) -> Result<(), JobError> {
-        let vocabulary = self.decoder.vocabulary();
-        match tokens.iter().find(|&&id| id as usize >= vocabulary) {
-            None => Ok(()),
-            Some(id) => {
-                let words = format!("the token {id} is outside the model's vocabulary of {vocabulary}");
-                Err(JobError::new(ErrorCode::ModelInvalid, words))
-            }
-        }
-    }
-
     /// The most positions that a job will take, if the context holds its prompt.
     fn positions(&self, prompt: usize, spec: &JobSpec) -> Result<usize, JobError> {
         let context = self.context;
@@ -109,21 +99,6 @@ impl TextPipeline {
             return Err(JobError::new(ErrorCode::ContextLength, words));
         }
         Ok(context.min(prompt + (spec.generation.max_tokens as usize).max(spec.prior.len())))
-    }
-
-    fn reserve(&self, state_bytes: u64) -> Result<(), JobError> {
-        let used: u64 = self.jobs.values().map(|job| job.state_bytes).sum();
-        match self.state_bytes_max {
-            Some(allowed) if used.saturating_add(state_bytes) > allowed => {
-                let words = format!(
-                    "the job's keys and values take up to {state_bytes} bytes, but {} of {allowed} are left; \
-                     ask for fewer tokens or try later",
-                    allowed.saturating_sub(used)
-                );
-                Err(JobError::new(ErrorCode::OutOfResources, words))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Begins the planned jobs, and gathers what each reads.
@@ -268,30 +243,18 @@ impl Pipeline for TextPipeline {
     }
 
     fn admit(&mut self, spec: &JobSpec) -> Result<Cost, JobError> {
-        spec.generation.validate()?;
-        if self.jobs.contains_key(&spec.id) {
-            return Err(JobError::new(ErrorCode::InvalidRequest, format!("the job {} is here already", spec.id)));
-        }
-        if spec.task != Task::TextGeneration {
-            return Err(crate::task::wrong_task(spec.task, &[Task::TextGeneration]));
-        }
-        match &spec.arithmetic {
-            Some(asked) if !spec.prior.is_empty() && *asked != self.arithmetic() => {
-                let words =
-                    format!("the answer was begun by {}, and this peer computes {}", asked.0, self.arithmetic().0);
-                return Err(JobError::new(ErrorCode::Unsupported, words));
-            }
-            _ => {}
-        }
+        admission::check(spec, &[Task::TextGeneration], &self.jobs)?;
+        admission::check_prior(spec, &self.arithmetic())?;
         let mut tokens = self.prompt(&spec.input)?;
         let prompt = tokens.len();
         let positions = self.positions(prompt, spec)?;
         let state_bytes = self.decoder.position_bytes().saturating_mul(positions as u64);
         let state_bytes = state_bytes.saturating_add(self.decoder.sequence_bytes());
-        self.reserve(state_bytes)?;
+        let used = self.jobs.values().map(|job| job.state_bytes).sum();
+        admission::check_room(|| KEPT.to_owned(), state_bytes, used, self.state_bytes_max)?;
         let mut answer = Answer::new(&tokens, &spec.generation.stop);
         tokens.extend_from_slice(&spec.prior);
-        self.check_tokens(&tokens)?;
+        admission::check_tokens(&tokens, self.decoder.vocabulary())?;
         for &id in &spec.prior {
             // What came of these tokens has been said.
             let _said = answer

@@ -19,10 +19,10 @@ use accel_protocol::{
     Arithmetic, ErrorCode, FinishReason, JobError, JobEvent, JobId, JobSpec, Task, TaskOptions, Usage,
 };
 
+use crate::admission;
 use crate::audio_input::{self, AudioInput, AudioPreprocessor};
 use crate::error::PipelineError;
 use crate::pipeline::{Cost, Pipeline, StepPlan};
-use crate::task::wrong_task;
 use characters::Characters;
 
 const TASKS: [Task; 1] = [Task::AutomaticSpeechRecognition];
@@ -99,12 +99,7 @@ impl Pipeline for TranscriptPipeline {
     }
 
     fn admit(&mut self, spec: &JobSpec) -> Result<Cost, JobError> {
-        if !TASKS.contains(&spec.task) {
-            return Err(wrong_task(spec.task, &TASKS));
-        }
-        if self.jobs.contains_key(&spec.id) {
-            return Err(JobError::new(ErrorCode::InvalidRequest, format!("the job {} is here already", spec.id)));
-        }
+        admission::check(spec, &TASKS, &self.jobs)?;
         if spec.options != TaskOptions::default() {
             let words = "expected no options of the task: the model writes down what it hears in its own language";
             return Err(JobError::new(ErrorCode::Unsupported, words));

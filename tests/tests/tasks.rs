@@ -71,6 +71,8 @@ fn arguments(question: &Question, task: Task, cluster: &Cluster) -> Result<Vec<S
     if question.text.is_some() {
         let (most, penalty) = (question.generation.max_tokens, question.generation.repetition_penalty);
         arguments.extend(["--max-tokens".into(), most.to_string()]);
+        // It is about draws, and there are none.
+        arguments.extend(["--top-k".into(), "5".into()]);
         arguments.extend(["--repetition-penalty".into(), penalty.to_string()]);
     }
     if question.options.aggregation != Aggregation::None {

@@ -91,7 +91,7 @@ impl RunArgs {
         self.task.parse().map_err(|error: InvalidTask| CliError::Usage(error.to_string()))
     }
 
-    fn options(&self) -> TaskOptions {
+    fn options(&self, task: Task) -> TaskOptions {
         let aggregation = match self.aggregation.as_str() {
             "simple" => Aggregation::Simple,
             "first" => Aggregation::First,
@@ -101,7 +101,8 @@ impl RunArgs {
         };
         let PaintingArgs { steps, guidance, negative, width, height } = self.painting.clone();
         TaskOptions {
-            top_k: (self.generation.top_k > 0).then_some(self.generation.top_k),
+            // Where tokens are chosen, it is about these.
+            top_k: (self.generation.top_k > 0 && !task.is_generation()).then_some(self.generation.top_k),
             aggregation,
             threshold: self.threshold,
             language: self.language.clone(),
@@ -110,7 +111,8 @@ impl RunArgs {
     }
 
     fn body(&self, model: ModelRef, input: Input) -> Result<JobBody, CliError> {
-        Ok(JobBody { task: self.task()?, options: self.options(), ..body(model, input, &self.generation) })
+        let task = self.task()?;
+        Ok(JobBody { task, options: self.options(task), ..body(model, input, &self.generation) })
     }
 
     async fn input(&self) -> Result<Input, CliError> {
