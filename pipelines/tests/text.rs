@@ -276,9 +276,9 @@ fn a_wrong_model_is_refused_with_the_place() {
     refuse(
         json!({"intermediate_size": 40}),
         ErrorCode::ModelInvalid,
-        "layers.0.mlp.gate: expected [40, 32], found [48, 32]",
+        "layers.0.mlp.gate.weight: expected [40, 32], found [48, 32]",
     );
-    refuse(json!({"hidden_act": "relu"}), ErrorCode::Unsupported, "hidden_act \"relu\"");
+    refuse(json!({"hidden_act": "no_such"}), ErrorCode::Unsupported, "hidden_act \"no_such\"");
     let scaling = |scaling: Value| json!({"rope_scaling": scaling});
     let strange = scaling(json!({"rope_type": "strange", "factor": 2.0}));
     refuse(strange, ErrorCode::Unsupported, "rope_scaling: rope_type \"strange\" is not supported");
