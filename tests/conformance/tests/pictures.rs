@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use accel_backends::files::LocalFiles;
+use accel_conformance::asking;
 use accel_conformance::task::{Question, TaskCase, compare};
 use accel_pipelines::{LoadOptions, Pipeline, StepPlan};
 use accel_protocol::{
@@ -19,11 +20,7 @@ fn case(name: &str) -> Result<TaskCase> {
 }
 
 fn load(name: &str) -> Result<(TaskCase, Box<dyn Pipeline>)> {
-    let case = case(name)?;
-    let directory = tempfile::tempdir()?;
-    case.write_model(directory.path())?;
-    let pipeline = accel_pipelines::load(Arc::new(LocalFiles::open(directory.path())?), &OPTIONS);
-    Ok((case, pipeline.with_context(|| name.to_owned())?))
+    asking::load(name, &asking::unbounded())
 }
 
 /// What was answered, and why the answer ends.

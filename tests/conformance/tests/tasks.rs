@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use accel_backends::files::LocalFiles;
+use accel_conformance::asking;
 use accel_conformance::task::{Question, TaskCase, compare};
 use accel_pipelines::{LoadOptions, Pipeline, StepPlan};
 use accel_protocol::{
@@ -14,12 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 fn load(name: &str) -> Result<(TaskCase, Box<dyn Pipeline>)> {
-    let case = TaskCase::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tasks").join(name))?;
-    let directory = tempfile::tempdir()?;
-    case.write_model(directory.path())?;
-    let options = LoadOptions { threads: 1, context_tokens: None, memory_bytes: None };
-    let pipeline = accel_pipelines::load(Arc::new(LocalFiles::open(directory.path())?), &options);
-    Ok((case, pipeline.with_context(|| name.to_owned())?))
+    asking::load(name, &asking::unbounded())
 }
 
 fn ask(

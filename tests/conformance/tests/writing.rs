@@ -4,20 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use accel_backends::files::LocalFiles;
+use accel_conformance::asking;
 use accel_conformance::task::{Question, TaskCase};
 use accel_pipelines::{LoadOptions, Pipeline, StepPlan};
 use accel_protocol::{
     ErrorCode, FinishReason, Generation, Input, JobError, JobEvent, JobId, JobSpec, ModelRef, Task, TaskOptions,
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
 fn load(name: &str) -> Result<(TaskCase, Box<dyn Pipeline>)> {
-    let case = TaskCase::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tasks").join(name))?;
-    let directory = tempfile::tempdir()?;
-    case.write_model(directory.path())?;
-    let options = LoadOptions { threads: 1, context_tokens: None, memory_bytes: None };
-    let pipeline = accel_pipelines::load(Arc::new(LocalFiles::open(directory.path())?), &options);
-    Ok((case, pipeline.with_context(|| name.to_owned())?))
+    asking::load(name, &asking::unbounded())
 }
 
 /// What a model writes, and why the answer ends.
