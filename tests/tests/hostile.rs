@@ -26,9 +26,6 @@ const PARIS: &str = "The capital of France is Paris.";
 /// Longer than any time that the node gives a peer to finish what it began.
 const PATIENCE: Duration = Duration::from_secs(25);
 
-/// After this time without an effect something is tried once more.
-const A_MOMENT: Duration = Duration::from_secs(1);
-
 /// A peer that says whatever it likes.
 struct Stranger {
     keypair: Keypair,
@@ -337,6 +334,50 @@ async fn until_called(node: &NodeProcess, peer: &str, name: &str) -> Result<()> 
     tokio::time::timeout(PATIENCE, look).await.with_context(|| format!("{peer} is not known as {name}"))?
 }
 
+/// A stream of gossip from a stranger to a node. The node reads the newest stream of a connection and closes the one
+/// before; the stranger's own gossip opens one too, at a time of its own.
+struct Rumour<'a> {
+    node: &'a NodeProcess,
+    stranger: &'a Stranger,
+    stream: Stream,
+}
+
+impl<'a> Rumour<'a> {
+    async fn begin(node: &'a NodeProcess, stranger: &'a Stranger) -> Result<Self> {
+        Ok(Self { node, stranger, stream: stranger.open(GOSSIP_PROTOCOL).await? })
+    }
+
+    /// Sends `bytes`, by which the node comes to believe that `peer` calls itself `name`; once more by a new stream
+    /// when the node closes this one.
+    async fn tell(&mut self, bytes: &[u8], peer: &str, name: &str) -> Result<()> {
+        let told = async {
+            loop {
+                // A stream that the node has closed shows it below.
+                let _closed = self.stream.write_all(bytes).await;
+                let _closed = self.stream.flush().await;
+                let mut nothing = [0];
+                tokio::select! {
+                    known = until_called(self.node, peer, name) => return known,
+                    _closed = self.stream.read(&mut nothing) => {
+                        self.stream = self.stranger.open(GOSSIP_PROTOCOL).await?;
+                    }
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, told).await.with_context(|| format!("{name} is not heard"))?
+    }
+
+    /// Sends `bytes`, upon which the node closes the stream, and begins a new one.
+    async fn break_off(&mut self, bytes: &[u8]) -> Result<()> {
+        let _closed = self.stream.write_all(bytes).await;
+        let _closed = self.stream.flush().await;
+        let closed = tokio::time::timeout(PATIENCE, self.stream.read(&mut [0])).await;
+        let _ended = closed.context("the stream stays open")?;
+        self.stream = self.stranger.open(GOSSIP_PROTOCOL).await?;
+        Ok(())
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn adverts_that_are_forged_stale_or_too_large_change_nothing() -> Result<()> {
     let cluster = Cluster::new()?;
@@ -347,10 +388,6 @@ async fn adverts_that_are_forged_stale_or_too_large_change_nothing() -> Result<(
     let (own, own_name) = (stranger.id(), stranger.id().to_string());
     let start = unix_ms();
 
-    let send = async |stream: &mut Stream, bytes: &[u8]| -> Result<()> {
-        stream.write_all(bytes).await?;
-        Ok(stream.flush().await?)
-    };
     let encoded = |advert: &Advert| frame::encode(advert);
     let mut wide = advert(start + 50, "wide");
     wide.addresses = vec!["/ip4/127.0.0.1/tcp/1".to_owned(); 9];
@@ -380,26 +417,22 @@ async fn adverts_that_are_forged_stale_or_too_large_change_nothing() -> Result<(
         number += 1;
         gossip(echo.public().to_peer_id(), &echo, &encoded(&advert(number, case))?)
     };
-    let mut stream = stranger.open(GOSSIP_PROTOCOL).await?;
-    send(&mut stream, &replayed).await?;
-    // The stranger's own gossip opens a stream too, and the node reads the newest: ours has to be that.
-    while tokio::time::timeout(A_MOMENT, until_called(&node, &own_name, "first")).await.is_err() {
-        stream = stranger.open(GOSSIP_PROTOCOL).await?;
-        send(&mut stream, &replayed).await?;
-    }
+    let mut rumour = Rumour::begin(&node, &stranger).await?;
+    rumour.tell(&replayed, &own_name, "first").await?;
     for (case, bytes) in &bad {
-        send(&mut stream, bytes).await?;
-        send(&mut stream, &probe(case)?).await?;
-        until_called(&node, &echo_name, case).await?;
+        rumour.tell(&[&bytes[..], &probe(case)?].concat(), &echo_name, case).await?;
         assert_eq!(agent(&node, &own_name).await?.as_deref(), Some("first"), "{case}");
         assert_eq!(agent(&node, honest.peer()).await?.as_deref(), Some(accel_node::AGENT), "{case}");
     }
-    // A stream that cannot be read on is dropped; the next one is heard.
+    // A stream that cannot be read on is dropped; the next one is heard. The node refuses the fifth stream of a
+    // connection, so each case has its own.
     for (case, bytes) in [("endless", varint(1 << 30)), ("no protobuf", [varint(64), vec![0xff; 64]].concat())] {
-        let _refused = send(&mut stream, &bytes).await;
-        stream = stranger.open(GOSSIP_PROTOCOL).await?;
-        send(&mut stream, &probe(case)?).await?;
-        until_called(&node, &echo_name, case).await?;
+        let stranger = Stranger::meet(&node).await?;
+        let mut rumour = Rumour::begin(&node, &stranger).await?;
+        let before = format!("before {case}");
+        rumour.tell(&probe(&before)?, &echo_name, &before).await?;
+        rumour.break_off(&bytes).await?;
+        rumour.tell(&probe(case)?, &echo_name, case).await?;
     }
     assert_eq!(agent(&node, honest.peer()).await?.as_deref(), Some(accel_node::AGENT));
     node.stop().await?;
