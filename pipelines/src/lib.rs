@@ -11,11 +11,12 @@ mod admission;
 pub mod audio_input;
 mod chat;
 mod error;
+mod generation;
 pub mod image_input;
 pub mod painting;
 mod pipeline;
 mod preprocessor;
-mod sampling;
+
 mod sequence;
 mod task;
 mod text;

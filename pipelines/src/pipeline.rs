@@ -139,7 +139,7 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
     }
     let model = match model(spec)? {
         Model::Decoder(decoder) if tasks == [Task::TextGeneration] => {
-            return Ok(Box::new(TextPipeline::new(engine, *decoder, tokenizer, bytes, options)));
+            return Ok(Box::new(TextPipeline::new((engine, &*files), *decoder, tokenizer, bytes, options)?));
         }
         model => model,
     };

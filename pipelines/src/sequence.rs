@@ -18,9 +18,7 @@
 mod beams;
 mod languages;
 mod reader;
-mod rules;
-mod settings;
-mod transcription;
+pub mod transcription;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -36,14 +34,14 @@ use accel_protocol::{
 
 use crate::admission::{self, KEPT};
 use crate::error::PipelineError;
+use crate::generation::answer::Answer;
+use crate::generation::sampling::{self, NotNumbers};
+use crate::generation::settings::{Custom, Settings};
 use crate::pipeline::{Cost, LoadOptions, Pipeline, StepPlan};
-use crate::sampling::{self, NotNumbers};
-use crate::text::answer::Answer;
 use crate::tokenizer::Tokenizer;
 use beams::{Beams, Limits, Logprob, Next};
 pub use reader::Reader;
 use reader::{Read, Reading, Source};
-use settings::{Custom, Settings};
 use transcription::Prompt;
 
 /// A model that reads its input and then writes, and that works on jobs.
@@ -196,7 +194,7 @@ impl SequencePipeline {
             let logits = logits.pop().unwrap_or_default();
             let (rules, limits) = (&job.settings.rules, &job.limits);
             let masked = |scores: &mut [f32]| rules.apply(tokens, scores, &limits.ends, limits.max_length);
-            let choice = sampling::choose_under(logits, tokens, index, &job.generation, masked).map_err(not_numbers)?;
+            let choice = sampling::choose(logits, tokens, index, &job.generation, masked).map_err(not_numbers)?;
             job.answering.get_or_insert_with(Instant::now);
             if job.limits.ends.contains(&choice.id) {
                 return self.turn(id, FinishReason::EndOfText, out);
@@ -425,16 +423,12 @@ impl Pipeline for SequencePipeline {
         admission::check_prior(spec, &self.arithmetic())?;
         admission::check_tokens(&spec.prior, self.extent.vocabulary)?;
         let mut settings = self.settings(spec.task)?;
-        let mut generation = spec.generation.clone();
+        let generation = settings.obeying(&spec.generation);
         let drawn = generation.temperature > 0.0;
         if settings.draws && !drawn {
             let words = "the model's files ask for draws (do_sample), which are not supported as the files have them; \
                          ask for a temperature over 0";
             return Err(JobError::new(ErrorCode::Unsupported, words));
-        }
-        // What a person asks for goes before what the files say.
-        if generation.repetition_penalty == 1.0 {
-            generation.repetition_penalty = settings.rules.repetition_penalty;
         }
         settings.rules.repetition_penalty = generation.repetition_penalty;
         let (engine, model, tokenizer) = (&self.engine, &self.model, &self.tokenizer);

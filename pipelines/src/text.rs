@@ -3,12 +3,16 @@
 //! A job is a prompt, the answer so far, and how much of both has been read. Everything it emits is a function of the
 //! job and of the model's arithmetic, so a job that another peer began goes on here with the very next token: its earlier
 //! tokens are read like a longer prompt, and run through the text and stop logic without being said again.
-
-pub mod answer;
+//!
+//! Tokens are those of `transformers.pipeline("text-generation", do_sample=False)`: the rules of the model's
+//! `generation_config.json` hold (penalties, n-grams, what is suppressed or forced, the least length). Draws and lengths
+//! are for whoever asks, as with any server of chats: without a temperature the likeliest token is taken, whatever the
+//! files say, and an answer has as many tokens as were asked for. Text is what the tokens say; no space is taken away.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use accel_backends::files::ModelFiles;
 use accel_backends::tensor::Engine;
 use accel_models::ModelError;
 use accel_models::cache::{Row, State};
@@ -18,16 +22,20 @@ use accel_protocol::{
 };
 
 use crate::admission::{self, KEPT};
+use crate::error::PipelineError;
+use crate::generation::answer::Answer;
+use crate::generation::rules::Rules;
+use crate::generation::sampling::{self, NotNumbers};
+use crate::generation::settings::{Custom, Settings, unsupported};
 use crate::pipeline::{Cost, LoadOptions, Pipeline, StepPlan};
-use crate::sampling::{self, NotNumbers};
 use crate::tokenizer::Tokenizer;
-use answer::Answer;
 
 /// A decoder that works on jobs.
 pub struct TextPipeline {
     engine: Engine,
     decoder: Decoder,
     tokenizer: Tokenizer,
+    settings: Settings,
     state: State,
     weight_bytes: u64,
     state_bytes_max: Option<u64>,
@@ -38,6 +46,7 @@ pub struct TextPipeline {
 struct Job {
     slot: usize,
     generation: Generation,
+    rules: Rules,
     /// The prompt, then the answer.
     tokens: Vec<u32>,
     prompt: usize,
@@ -53,24 +62,33 @@ struct Job {
 
 impl TextPipeline {
     /// A pipeline without jobs.
+    ///
+    /// # Errors
+    ///
+    /// When the model's files are damaged, or have settings that are not supported.
     pub fn new(
-        engine: Engine,
+        (engine, files): (Engine, &dyn ModelFiles),
         decoder: Decoder,
         tokenizer: Tokenizer,
         weight_bytes: u64,
         options: &LoadOptions,
-    ) -> Self {
+    ) -> Result<Self, PipelineError> {
+        let custom = Custom { task: Task::TextGeneration.name(), beams: 1, within: false, transcribes: false };
+        let settings = Settings::read(files, custom, decoder.vocabulary())?;
+        if settings.beams > 1 {
+            return Err(unsupported("num_beams", &settings.beams.into()));
+        }
         let context = options.context_tokens.unwrap_or(usize::MAX).min(decoder.context());
         let state_bytes_max = options.memory_bytes.map(|bytes| bytes.saturating_sub(weight_bytes));
         let (state, jobs) = (decoder.state(), BTreeMap::new());
-        Self { engine, decoder, tokenizer, state, weight_bytes, state_bytes_max, context, jobs }
+        Ok(Self { engine, decoder, tokenizer, settings, state, weight_bytes, state_bytes_max, context, jobs })
     }
 
     /// The tokens of a job's input.
     fn prompt(&self, input: &Input) -> Result<Vec<u32>, JobError> {
         let invalid = |reason: String| JobError::new(ErrorCode::InvalidRequest, reason);
         let prompt = match input {
-            Input::Text(text) => self.tokenizer.encode_text(text),
+            Input::Text(text) => self.tokenizer.encode_text(&format!("{}{text}", self.settings.prefix)),
             Input::Chat(messages) => {
                 let no_template = "the model has no chat template; send the prompt as plain text instead";
                 let template = self.tokenizer.chat().ok_or_else(|| invalid(no_template.into()))?;
@@ -166,10 +184,13 @@ impl TextPipeline {
     fn produce(&mut self, id: JobId, logits: Vec<f32>, out: &mut dyn FnMut(JobId, JobEvent)) -> Result<(), JobError> {
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         let index = job.answer.tokens();
-        let choice = sampling::choose(logits, &job.tokens, index, &job.generation)
+        let ends = if job.generation.ignore_eos { &[] } else { self.tokenizer.ends() };
+        let length_max = job.prompt.saturating_add(job.generation.max_tokens as usize);
+        let masked = |scores: &mut [f32]| job.rules.apply(&job.tokens, scores, ends, length_max);
+        let choice = sampling::choose(logits, &job.tokens, index, &job.generation, masked)
             .map_err(|error: NotNumbers| JobError::new(ErrorCode::ModelInvalid, error))?;
         job.answering.get_or_insert_with(Instant::now);
-        if self.tokenizer.is_end(choice.id) && !job.generation.ignore_eos {
+        if ends.contains(&choice.id) {
             self.end(id, FinishReason::EndOfText, out);
             return Ok(());
         }
@@ -264,10 +285,13 @@ impl Pipeline for TextPipeline {
         let taken: Vec<usize> = self.jobs.values().map(|job| job.slot).collect();
         let slot = (0..=taken.len()).find(|slot| !taken.contains(slot)).unwrap_or(taken.len());
         self.state.clear(slot);
-        let generation = spec.generation.clone();
+        let generation = self.settings.obeying(&spec.generation);
+        let mut rules = self.settings.rules.clone().after(prompt, self.settings.min_length.after(prompt));
+        rules.repetition_penalty = generation.repetition_penalty;
         let mut job = Job {
             slot,
             generation,
+            rules,
             tokens,
             prompt,
             read: 0,

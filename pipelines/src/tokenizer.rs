@@ -293,9 +293,9 @@ impl Tokenizer {
         self.inner.decode(&[id], false).unwrap_or_default()
     }
 
-    /// Whether a token ends an answer.
-    pub fn is_end(&self, id: u32) -> bool {
-        self.ends.binary_search(&id).is_ok()
+    /// The tokens that end an answer.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
     }
 
     /// The chat template, if the model has one.

@@ -56,16 +56,17 @@ def word_pieces(length, **more):
     return transformers.BertTokenizerFast(tokenizer_object=inner, model_max_length=length, **more)
 
 
-def byte_pairs(length):
+def byte_pairs(length, ends=()):
     """A tokenizer as GPT-2's, that knows only the text above."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     inner.post_processor = processors.ByteLevel(trim_offsets=True)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=["<|endoftext|>", *ends], initial_alphabet=alphabet)
     inner.train_from_iterator(SENTENCES, trainer)
-    return transformers.GPT2TokenizerFast(tokenizer_object=inner, model_max_length=length)
+    more = {"additional_special_tokens": list(ends), "model_max_length": length}
+    return transformers.GPT2TokenizerFast(tokenizer_object=inner, **more)
 
 
 def unigrams(length):
@@ -97,7 +98,7 @@ def marked_byte_pairs(length):
     return transformers.BartTokenizerFast(tokenizer_object=inner, **more)
 
 
-def chat_pairs(cls, ends, special, length):
+def chat_pairs(cls, ends, special, length, template=None):
     """A tokenizer of byte pairs with tokens for turns and pictures; what begins every text comes first of `ends`."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -108,7 +109,7 @@ def chat_pairs(cls, ends, special, length):
         begin = [(ends[0], inner.token_to_id(ends[0]))]
         inner.post_processor = processors.TemplateProcessing(single=f"{ends[0]} $A", special_tokens=begin)
     more = {"pad_token": ends[-1], "additional_special_tokens": special, "model_max_length": length}
-    more |= {"model_input_names": ["input_ids", "attention_mask"]}
+    more |= {"model_input_names": ["input_ids", "attention_mask"], "chat_template": template}
     return cls(tokenizer_object=inner, **names, **more)
 
 
@@ -127,6 +128,8 @@ def qwen2_vl_processor():
     return transformers.Qwen2VLProcessor(pictures, tokenizer, films, chat_template=QWEN2_VL_TEMPLATE)
 
 
+CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages %}{{ '[' + message['role'] + '] ' + message['content'] + '\n' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"""
 LLAVA_TEMPLATE = """{% for message in messages %}{{ message['role'].upper() + ': ' }}
 {%- for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}
 {%- for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}{% endfor %}
@@ -362,6 +365,22 @@ def conversations(pipe):
         yield {"pictures": [files, messages]} if files else {"chat": messages}, {}, [], found[0]["generated_text"], generation
 
 
+def continuations(pipe):
+    """Of texts, and of conversations where there is a template; with fewer tokens and with a penalty."""
+    said = [{"role": "system", "content": SENTENCES[1]}, {"role": "user", "content": "Tea?"}]
+    said += [{"role": "assistant", "content": "In Lisbon, coffee."}, {"role": "user", "content": QUESTION}]
+    texts = [(text, {"max_new_tokens": 40}) for text in SENTENCES[:3]]
+    texts += [(SENTENCES[3], {"max_new_tokens": 7}), (SENTENCES[4], {"max_new_tokens": 30, "repetition_penalty": 1.5})]
+    chats = [(said[-1:], {"max_new_tokens": 40}), (said, {"max_new_tokens": 24})]
+    for asked, options in texts + (chats if pipe.tokenizer.chat_template else []):
+        # Spaces before punctuation are the model's own.
+        plain = {"return_full_text": False, "clean_up_tokenization_spaces": False, "do_sample": False}
+        found = pipe(asked, **plain, **options)
+        renamed = {"max_new_tokens": "max_tokens"}
+        generation = {renamed.get(key, key): value for key, value in options.items()}
+        yield {"text" if asked in SENTENCES else "chat": asked}, {}, [], found[0]["generated_text"], generation
+
+
 def mask_generation(pipe):
     for name, threshold in (("picture.png", None), ("tall.png", None), ("tall.png", 0.95)):
         options = {} if threshold is None else {"threshold": threshold}
@@ -392,7 +411,7 @@ SEEDS |= {"image-to-text": 2, "image-to-text-within": 6, "mask-generation": 6}
 LARGER = {"image-to-text": {"predictions.bias": 16.0}, "image-to-text-within": {"predictions.bias": 16.0}}
 SURE = {"output_hypernetworks_mlps.*proj_out": 128.0, "iou_prediction_head.proj_out": 4.0, "upscale_conv2.bias": 16.0}
 LARGER |= {"mask-generation": SURE}
-SEEDS |= {"speech-whisper": 9, "speech-whisper-english": 20}
+SEEDS |= {"speech-whisper": 9, "speech-whisper-english": 20, "text-generation-prefix": 2}
 # Name: the task, the class, its configuration, what prepares inputs, the questions, other files of the model.
 CASES = {
     "text-classification": (
@@ -448,6 +467,24 @@ CASES = {
         t5(task_specific_params={"translation_en_to_fr": {"prefix": "to French: ", "num_beams": 1, "max_length": 30}}
            | {"translation_en_to_de": {"prefix": "to German: "}}),
         lambda: unigrams(128), written, {"generation_config.json": T5_GENERATION},
+    ),
+    "text-generation": (
+        "text-generation", "LlamaForCausalLM",
+        {"vocab_size": 160, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        | {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256},
+        lambda: chat_pairs(transformers.PreTrainedTokenizerFast, ["<s>", "</s>"], ENDS, 256, CHAT_TEMPLATE),
+        continuations,
+        {"generation_config.json": {"bos_token_id": 0, "eos_token_id": list(range(1, 12)), "repetition_penalty": 1.1}
+         | {"no_repeat_ngram_size": 3, "min_new_tokens": 4, "suppress_tokens": [60, 61], "begin_suppress_tokens": [80]}
+         | {"bad_words_ids": [[70], [71, 72]], "do_sample": True, "temperature": 0.6, "top_p": 0.9}},
+    ),
+    # A prefix, and settings of the task.
+    "text-generation-prefix": (
+        "text-generation", "GPT2LMHeadModel",
+        {"vocab_size": 320, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "eos_token_id": 0}
+        | {"task_specific_params": {"text-generation": {"prefix": "In short: ", "do_sample": True, "min_length": 60}}},
+        lambda: byte_pairs(256, ENDS), continuations,
+        {"generation_config.json": {"eos_token_id": list(range(11)), "forced_eos_token_id": 0}},
     ),
     "object-detection": (
         "object-detection", "DetrForObjectDetection", detr(),

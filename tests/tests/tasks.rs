@@ -26,7 +26,9 @@ async fn swarm(cluster: &Cluster, name: &str) -> Result<(TaskCase, ModelRef, Nod
 fn arguments(question: &Question, task: Task, cluster: &Cluster) -> Result<Vec<String>> {
     let mut files = question.files.iter().map(|path| path.to_str().map(str::to_owned).context("a path in UTF-8"));
     let mut arguments = match &question.input {
+        Input::Text(text) if task == Task::TextGeneration => vec![text.clone(), "--raw".into()],
         Input::Text(text) => vec![text.clone()],
+        Input::Chat(messages) => vec![messages.last().context("nothing is said")?.content.clone()],
         Input::Pair(first, second) => vec![first.clone(), "--context".into(), second.clone()],
         Input::File(_) => vec![files.next().context("no file")??],
         Input::Pictures(_, messages) => {
@@ -82,27 +84,85 @@ fn arguments(question: &Question, task: Task, cluster: &Cluster) -> Result<Vec<S
     Ok(arguments)
 }
 
+const READ: [&str; 10] = [
+    "embedding",
+    "feature-extraction",
+    "fill-mask",
+    "question-answering",
+    "question-answering-bart",
+    "text-classification",
+    "text-classification-bart",
+    "text-classification-decoder",
+    "token-classification",
+    "image-classification",
+];
+const WRITTEN: [&str; 6] = [
+    "summarization",
+    "summarization-bart",
+    "text-generation",
+    "text-generation-prefix",
+    "translation",
+    "translation-greedy",
+];
+const SEEN_AND_HEARD: [&str; 10] = [
+    "image-text-to-text",
+    "image-text-to-text-grid",
+    "image-to-text",
+    "image-to-text-within",
+    "mask-generation",
+    "object-detection",
+    "object-detection-points",
+    "speech-ctc",
+    "speech-whisper",
+    "speech-whisper-english",
+];
+const MADE: [&str; 11] = [
+    "text-to-image",
+    "text-to-image-checked",
+    "text-to-image-flux",
+    "text-to-image-flux-fixed",
+    "text-to-image-velocity",
+    "time-series",
+    "time-series-counts",
+    "time-series-mixer",
+    "time-series-mixer-counts",
+    "time-series-mixer-normal",
+    "time-series-student",
+];
+
+#[test]
+fn no_case_of_a_task_is_left_out() -> Result<()> {
+    let mut named = [&READ[..], &WRITTEN, &SEEN_AND_HEARD, &MADE].concat();
+    named.sort_unstable();
+    let entries = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tasks"))?;
+    let mut kept = entries.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>>>()?;
+    kept.sort_unstable();
+    ensure!(kept == named, "{kept:?}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn every_task_is_answered_through_two_processes_as_in_one() -> Result<()> {
-    let names = [
-        "text-classification",
-        "token-classification",
-        "question-answering",
-        "fill-mask",
-        "feature-extraction",
-        "embedding",
-        "image-classification",
-        "object-detection",
-        "mask-generation",
-        "image-to-text",
-        "image-text-to-text",
-        "summarization",
-        "translation",
-        "time-series",
-        "text-to-image",
-        "speech-whisper",
-        "speech-ctc",
-    ];
+async fn texts_are_read_through_two_processes_as_in_one() -> Result<()> {
+    through_two_processes(&READ).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_are_written_through_two_processes_as_in_one() -> Result<()> {
+    through_two_processes(&WRITTEN).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pictures_and_sounds_are_read_through_two_processes_as_in_one() -> Result<()> {
+    through_two_processes(&SEEN_AND_HEARD).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pictures_and_series_are_made_through_two_processes_as_in_one() -> Result<()> {
+    through_two_processes(&MADE).await
+}
+
+/// Every question that a command can ask, of every one of these cases.
+async fn through_two_processes(names: &[&str]) -> Result<()> {
     let cluster = Cluster::new()?;
     for name in names {
         let (case, model, client, worker) = swarm(&cluster, name).await?;

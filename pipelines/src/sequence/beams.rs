@@ -3,9 +3,9 @@
 //!
 //! Which beam wins is known only at the end. Equal scores go to the earlier candidate.
 
-use super::rules::Rules;
-use super::settings::EarlyStopping;
-use crate::sampling::{self, NotNumbers};
+use crate::generation::rules::Rules;
+use crate::generation::sampling::{self, NotNumbers};
+use crate::generation::settings::EarlyStopping;
 
 /// What takes a candidate out of the running.
 const OUT: f32 = -1e9;

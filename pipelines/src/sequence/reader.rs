@@ -16,10 +16,10 @@ use accel_models::spec::vision_language::TaskSpec;
 use accel_protocol::{FileBytes, Input, JobSpec, Message, Role, Task};
 use serde::Serialize;
 
-use super::settings::Settings;
 use super::transcription::{Prompt, Said, Sound};
 use crate::audio_input::{self, AudioPreprocessor};
 use crate::error::PipelineError;
+use crate::generation::settings::Settings;
 use crate::image_input::{self, ImageInput, ImagePreprocessor};
 use crate::task::image;
 use crate::tokenizer::Tokenizer;

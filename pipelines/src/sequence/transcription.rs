@@ -13,10 +13,10 @@ use serde_json::{Map, Value};
 
 use super::beams::Logprob;
 use super::languages;
-use super::rules::Timestamps;
-use super::settings::{unsupported, wrong};
 use crate::audio_input::AudioInput;
 use crate::error::PipelineError;
+use crate::generation::rules::Timestamps;
+use crate::generation::settings::{unsupported, wrong};
 
 /// Frames of features in one step of a time: the convolutions before the encoder halve them.
 const STEP_FRAMES: usize = 2;

@@ -42,6 +42,21 @@ pub struct Question {
     pub generation: Generation,
 }
 
+impl Question {
+    /// A question with no options, to which no answer is known.
+    pub fn of(input: Input) -> Self {
+        Self {
+            input,
+            written: Value::Null,
+            files: Vec::new(),
+            options: TaskOptions::default(),
+            expected: Vec::new(),
+            text: None,
+            generation: Generation::default(),
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Written {
     task: Task,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use accel_backends::files::LocalFiles;
-use accel_conformance::asking::{answer, job, load, unbounded};
+use accel_conformance::asking::{Said, answer, case, expect_refusal, job, load, unbounded};
 use accel_conformance::task::{Question, TaskCase, compare};
 use accel_pipelines::{LoadOptions, StepPlan};
 use accel_protocol::{ErrorCode, Input, JobError, JobEvent, JobId, JobSpec, Painting, Task, TaskOptions};
@@ -15,15 +15,15 @@ fn paints_as_the_pipeline(name: &str) -> Result<usize> {
     let mut held_back = 0;
     for question in &case.questions {
         let about = || format!("{name}: {} {:?}", question.written, question.options.painting);
-        let found = answer(&mut *pipeline, &job(&case, question)?);
+        let found = answer(&mut *pipeline, &job(case.task, question));
         if question.expected.is_empty() {
             let Err(error) = found else { bail!("{}: expected a refusal, found a picture", about()) };
             ensure!(error.message.contains("the model's safety checker holds it back"), "{error:?}");
             held_back += 1;
             continue;
         }
-        let (found, events) = found.map_err(anyhow::Error::new).with_context(about)?;
-        compare(&found, &question.expected).with_context(about)?;
+        let Said { results, events, .. } = found.map_err(anyhow::Error::new).with_context(about)?;
+        compare(&results, &question.expected).with_context(about)?;
         ensure!(matches!(events.first(), Some(JobEvent::Started { .. })), "{events:?}");
         for (at, event) in events.iter().skip(1).enumerate() {
             let JobEvent::Working { done, total } = event else { bail!("{event:?}") };
@@ -65,7 +65,9 @@ fn options_that_flux_does_not_take_are_refused() -> Result<()> {
         let (case, mut pipeline) = load(name, &unbounded())?;
         let question = case.questions.first().context("no question")?;
         let options = TaskOptions { painting, ..TaskOptions::default() };
-        let Err(error) = pipeline.admit(&JobSpec { options, ..job(&case, question)? }) else { bail!("{words}: taken") };
+        let Err(error) = pipeline.admit(&JobSpec { options, ..job(case.task, question) }) else {
+            bail!("{words}: taken")
+        };
         ensure!(error.code == ErrorCode::InvalidRequest && error.message.contains(words), "{error:?}");
         Ok(())
     };
@@ -84,14 +86,8 @@ fn question(case: &TaskCase) -> Result<&Question> {
 #[test]
 fn wrong_questions_are_refused() -> Result<()> {
     let (case, mut pipeline) = load("text-to-image", &unbounded())?;
-    let right = job(&case, question(&case)?)?;
-    let mut refused = |spec: JobSpec, code: ErrorCode, words: &str| match answer(&mut *pipeline, &spec) {
-        Ok(_) => bail!("{words}: a picture"),
-        Err(error) => {
-            ensure!(error.code == code && error.message.contains(words), "{error:?}");
-            Ok(())
-        }
-    };
+    let right = job(case.task, question(&case)?);
+    let mut refused = |spec: JobSpec, code, words: &str| expect_refusal(answer(&mut *pipeline, &spec), code, words);
     let text = |text: &str| JobSpec { input: Input::Text(text.to_owned()), ..right.clone() };
     let painting =
         |painting: Painting| JobSpec { options: TaskOptions { painting, ..TaskOptions::default() }, ..right.clone() };
@@ -112,7 +108,7 @@ fn wrong_questions_are_refused() -> Result<()> {
     refused(painting(Painting { height: Some(0), ..plain() }), invalid, "the height")?;
     refused(painting(Painting { steps: Some(0), ..plain() }), invalid, "the steps: expected 1 to 1000")?;
     refused(painting(Painting { steps: Some(1001), ..plain() }), invalid, "found 1001")?;
-    compare(&answer(&mut *pipeline, &right)?.0, &question(&case)?.expected)
+    compare(&answer(&mut *pipeline, &right)?.results, &question(&case)?.expected)
 }
 
 /// Jobs are painted side by side, each as if alone, and one that is left takes nothing of the others.
@@ -122,9 +118,9 @@ fn jobs_are_painted_side_by_side_and_left_at_any_step() -> Result<()> {
     let questions = &case.questions[1..];
     let id = |at: usize| JobId([at as u8; 16]);
     for (at, question) in questions.iter().enumerate() {
-        pipeline.admit(&JobSpec { id: id(at), ..job(&case, question)? })?;
+        pipeline.admit(&JobSpec { id: id(at), ..job(case.task, question) })?;
     }
-    let twice = pipeline.admit(&JobSpec { id: id(0), ..job(&case, &questions[0])? });
+    let twice = pipeline.admit(&JobSpec { id: id(0), ..job(case.task, &questions[0]) });
     ensure!(twice.is_err_and(|error| error.message.contains("here already")));
     let plan = StepPlan { work: (0..questions.len()).map(|at| (id(at), 1)).collect() };
     let mut done = 0;
@@ -159,7 +155,7 @@ fn pictures_that_memory_does_not_hold_are_refused() -> Result<()> {
     let Err(error) = load("text-to-image", &options(weights - 1)) else { bail!("the weights were taken") };
     ensure!(format!("{error:#}").contains("are allowed here"), "{error:#}");
     let (_, mut pipeline) = load("text-to-image", &options(weights + (1 << 20)))?;
-    let right = job(&case, question(&case)?)?;
+    let right = job(case.task, question(&case)?);
     let painting = Painting { width: Some(4104), ..Painting::default() };
     let larger = JobSpec { options: TaskOptions { painting, ..TaskOptions::default() }, ..right.clone() };
     let Err(error) = pipeline.admit(&larger) else { bail!("it was taken") };
@@ -169,7 +165,7 @@ fn pictures_that_memory_does_not_hold_are_refused() -> Result<()> {
     let Err(JobError { code, message }) = pipeline.admit(&large) else { bail!("it was taken") };
     let words = message.contains("a picture of 4096 x 4096 pixels takes up to") && message.contains("are left");
     ensure!(code == ErrorCode::OutOfResources && words, "{message}");
-    compare(&answer(&mut *pipeline, &right)?.0, &question(&case)?.expected)
+    compare(&answer(&mut *pipeline, &right)?.results, &question(&case)?.expected)
 }
 
 /// A picture that no event holds is refused, with its size.
@@ -178,7 +174,7 @@ fn pictures_that_are_too_long_as_files_are_refused() -> Result<()> {
     let (case, mut pipeline) = load("text-to-image-flux", &unbounded())?;
     let painting = Painting { width: Some(640), height: Some(640), steps: Some(1), ..Painting::default() };
     let options = TaskOptions { painting, ..TaskOptions::default() };
-    let Err(error) = answer(&mut *pipeline, &JobSpec { options, ..job(&case, question(&case)?)? }) else {
+    let Err(error) = answer(&mut *pipeline, &JobSpec { options, ..job(case.task, question(&case)?) }) else {
         bail!("a picture was given")
     };
     ensure!(error.code == ErrorCode::InvalidRequest && error.message.contains("the picture as PNG"), "{error:?}");
@@ -187,7 +183,7 @@ fn pictures_that_are_too_long_as_files_are_refused() -> Result<()> {
 
 /// Loads the case after its files were changed; answers the words of the refusal.
 fn refusal(name: &str, change: impl FnOnce(&Path) -> Result<()>) -> Result<String> {
-    let case = TaskCase::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tasks").join(name))?;
+    let case = case(name)?;
     let directory = tempfile::tempdir()?;
     case.write_model(directory.path())?;
     change(directory.path())?;
@@ -306,7 +302,7 @@ fn pictures_of_what_is_no_number_are_refused() -> Result<()> {
         bytes[header..].fill(0xff);
         std::fs::write(&path, bytes)?;
         let mut pipeline = accel_pipelines::load(Arc::new(LocalFiles::open(directory.path())?), &unbounded())?;
-        let Err(error) = answer(&mut *pipeline, &job(&case, question(&case)?)?) else { bail!("{file}: a picture") };
+        let Err(error) = answer(&mut *pipeline, &job(case.task, question(&case)?)) else { bail!("{file}: a picture") };
         ensure!(error.code == ErrorCode::ModelInvalid && error.message.contains(words), "{file}: {error:?}");
     }
     Ok(())

@@ -1,32 +1,24 @@
 //! How series go on, against what the classes of transformers answered, each with a small model.
 
-use accel_conformance::asking::{answer, job, load, unbounded};
+use accel_conformance::asking::{answer, expect_all, expect_refusal, job, load, unbounded};
 use accel_conformance::task::compare;
 use accel_protocol::{ErrorCode, Input, JobSpec};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
-fn answers_as_the_model(name: &str) -> Result<()> {
-    let (case, mut pipeline) = load(name, &unbounded())?;
-    ensure!(!case.questions.is_empty());
-    for question in &case.questions {
-        let (found, _) = answer(&mut *pipeline, &job(&case, question)?)?;
-        compare(&found, &question.expected).with_context(|| format!("{name}: {}", question.written))?;
-    }
+#[test]
+fn series_go_on_as_the_model_tells() -> Result<()> {
+    expect_all("time-series")?;
+    expect_all("time-series-mixer")?;
     Ok(())
 }
 
 #[test]
-fn series_go_on_as_the_model_tells() -> Result<()> {
-    answers_as_the_model("time-series")?;
-    answers_as_the_model("time-series-mixer")
-}
-
-#[test]
 fn series_that_are_told_by_distributions_go_on_by_their_means() -> Result<()> {
-    answers_as_the_model("time-series-student")?;
-    answers_as_the_model("time-series-counts")?;
-    answers_as_the_model("time-series-mixer-normal")?;
-    answers_as_the_model("time-series-mixer-counts")
+    expect_all("time-series-student")?;
+    expect_all("time-series-counts")?;
+    expect_all("time-series-mixer-normal")?;
+    expect_all("time-series-mixer-counts")?;
+    Ok(())
 }
 
 /// A series of another length or width, or of what is no number, is refused with its place.
@@ -35,16 +27,10 @@ fn wrong_series_are_refused() -> Result<()> {
     let (case, mut pipeline) = load("time-series", &unbounded())?;
     let Some(question) = case.questions.first() else { bail!("no question") };
     let Input::Series(right) = &question.input else { bail!("no series") };
-    let spec = job(&case, question)?;
-    let mut refused = |series: Vec<Vec<f32>>, words: &str| match answer(
-        &mut *pipeline,
-        &JobSpec { input: Input::Series(series), ..spec.clone() },
-    ) {
-        Ok(found) => bail!("{words}: {found:?}"),
-        Err(error) => {
-            ensure!(error.code == ErrorCode::InvalidRequest && error.message.contains(words), "{error:?}");
-            Ok(())
-        }
+    let spec = job(case.task, question);
+    let mut refused = |series: Vec<Vec<f32>>, words: &str| {
+        let found = answer(&mut *pipeline, &JobSpec { input: Input::Series(series), ..spec.clone() });
+        expect_refusal(found, ErrorCode::InvalidRequest, words)
     };
     let expected = "expected 24 times of 3 channels, as the model was made for, found";
     refused(right[1..].to_vec(), &format!("{expected} 23 times of 3 channels"))?;
@@ -67,5 +53,5 @@ fn wrong_series_are_refused() -> Result<()> {
     let Err(error) = answer(&mut *pipeline, &text) else { bail!("a text was taken") };
     ensure!(error.message.contains("expected a series of numbers for time-series-forecasting"), "{error:?}");
     // The next job is answered as ever.
-    compare(&answer(&mut *pipeline, &spec)?.0, &question.expected)
+    compare(&answer(&mut *pipeline, &spec)?.results, &question.expected)
 }

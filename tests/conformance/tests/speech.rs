@@ -4,21 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use accel_backends::files::LocalFiles;
-use accel_conformance::task::{Question, TaskCase};
-use accel_pipelines::{LoadOptions, Pipeline, StepPlan};
-use accel_protocol::{
-    ErrorCode, FileBytes, FinishReason, Generation, Input, JobError, JobEvent, JobId, JobSpec, ModelRef, Task,
-    TaskOptions,
-};
+use accel_conformance::asking::{Said, ask, case, expect, expect_all, expect_refusal};
+use accel_conformance::task::Question;
+use accel_pipelines::{LoadOptions, Pipeline};
+use accel_protocol::{ErrorCode, FileBytes, FinishReason, Input, JobError, Task, TaskOptions};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 const HEAR: Task = Task::AutomaticSpeechRecognition;
-
-fn case(name: &str) -> Result<TaskCase> {
-    TaskCase::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tasks").join(name))
-}
 
 fn load(directory: &Path) -> Result<Box<dyn Pipeline>> {
     let options = LoadOptions { threads: 2, context_tokens: None, memory_bytes: None };
@@ -38,91 +32,14 @@ fn model(name: &str, file: &str, settings: &Value) -> Result<Box<dyn Pipeline>> 
     load(directory.path())
 }
 
-/// What a model says, token by token, and why it ends.
-#[derive(Debug, PartialEq)]
-struct Said {
-    text: String,
-    tokens: Vec<u32>,
-    reason: FinishReason,
-    /// Steps after which there was a token.
-    steps: usize,
-}
-
-/// Asks with tokens that were said already.
-fn hear(
-    pipeline: &mut dyn Pipeline,
-    input: &Input,
-    options: &TaskOptions,
-    generation: &Generation,
-    prior: &[u32],
-) -> Result<Said, JobError> {
-    let model: Result<ModelRef, _> = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy".parse();
-    let spec = JobSpec {
-        id: JobId([9; 16]),
-        model: model.map_err(|error| JobError::new(ErrorCode::Internal, error))?,
-        task: HEAR,
-        input: input.clone(),
-        generation: generation.clone(),
-        options: options.clone(),
-        prior: prior.to_vec(),
-        arithmetic: (!prior.is_empty()).then(|| pipeline.arithmetic()),
-        deadline_ms: 1,
-    };
-    pipeline.admit(&spec)?;
-    let mut said = Said { text: String::new(), tokens: Vec::new(), reason: FinishReason::Complete, steps: 0 };
-    for _ in 0..2000 {
-        let (mut last, before) = (None, said.tokens.len());
-        pipeline.step(&StepPlan { work: vec![(spec.id, 128)] }, &mut |_, event| match event {
-            JobEvent::Token { index, id, text, .. } => {
-                assert_eq!(index as usize, prior.len() + said.tokens.len(), "tokens come once and in order");
-                said.tokens.push(id);
-                said.text += &text;
-            }
-            event => last = Some(event),
-        });
-        said.steps += usize::from(said.tokens.len() > before);
-        match last {
-            Some(JobEvent::Done { text, results, reason, usage }) => {
-                assert!(results.is_empty(), "{results:?}");
-                said.text += &text;
-                said.reason = reason;
-                assert_eq!(usage.completion_tokens as usize, prior.len() + said.tokens.len(), "{usage:?}");
-                return Ok(said);
-            }
-            Some(JobEvent::Failed { error }) => return Err(error),
-            _ => {}
-        }
-    }
-    Err(JobError::new(ErrorCode::Internal, "no end"))
-}
-
-fn ask(pipeline: &mut dyn Pipeline, question: &Question, prior: &[u32]) -> Result<Said> {
-    let Question { input, options, generation, written, .. } = question;
-    hear(pipeline, input, options, generation, prior).map_err(|error| anyhow!("{written} {options:?}: {error:?}"))
-}
-
-/// Every question of a case, from its beginning and from where another peer left it.
-fn writes_down_as_the_pipeline(name: &str) -> Result<Vec<Said>> {
-    let (case, mut pipeline) = (case(name)?, model(name, "config.json", &json!({}))?);
-    let mut all = Vec::new();
-    for question in &case.questions {
-        let said = ask(&mut *pipeline, question, &[])?;
-        let expected = question.text.as_ref();
-        ensure!(Some(&said.text) == expected, "{name}: {question:?}: expected {expected:?}, found {said:?}");
-        for prior in [1, said.tokens.len() / 2, said.tokens.len()] {
-            let prior = said.tokens.get(..prior).unwrap_or_default();
-            let rest = ask(&mut *pipeline, question, prior)?;
-            ensure!(rest.tokens == said.tokens[prior.len()..], "{name}: {question:?}: after {prior:?}, found {rest:?}");
-            ensure!(said.text.ends_with(&rest.text) && rest.reason == said.reason, "{rest:?}");
-        }
-        all.push(said);
-    }
-    Ok(all)
+/// What is heard in a sound.
+fn hear(pipeline: &mut dyn Pipeline, input: Input, options: TaskOptions) -> Result<Said, JobError> {
+    ask(pipeline, HEAR, &Question { options, ..Question::of(input) }, &[])
 }
 
 #[test]
 fn sounds_are_written_down_by_beams_in_many_languages() -> Result<()> {
-    let said = writes_down_as_the_pipeline("speech-whisper")?;
+    let said = expect_all("speech-whisper")?;
     ensure!(said.iter().any(|said| said.reason == FinishReason::EndOfText), "no answer ended by itself");
     ensure!(said.iter().any(|said| said.steps > 1), "no sound had several windows: {said:?}");
     Ok(())
@@ -130,7 +47,7 @@ fn sounds_are_written_down_by_beams_in_many_languages() -> Result<()> {
 
 #[test]
 fn sounds_are_written_down_token_by_token() -> Result<()> {
-    let said = writes_down_as_the_pipeline("speech-whisper-english")?;
+    let said = expect_all("speech-whisper-english")?;
     ensure!(said.iter().any(|said| said.reason == FinishReason::EndOfText), "no answer ended by itself");
     ensure!(said.iter().any(|said| said.tokens.len() > 4 && said.steps == said.tokens.len()), "none came so: {said:?}");
     Ok(())
@@ -138,7 +55,7 @@ fn sounds_are_written_down_token_by_token() -> Result<()> {
 
 #[test]
 fn characters_that_are_heard_become_a_text() -> Result<()> {
-    let said = writes_down_as_the_pipeline("speech-ctc")?;
+    let said = expect_all("speech-ctc")?;
     ensure!(said.iter().all(|said| said.reason == FinishReason::Complete && said.tokens.is_empty()), "{said:?}");
     Ok(())
 }
@@ -179,18 +96,8 @@ fn what_cannot_be_heard_is_refused() -> Result<()> {
     let whole = wav(16_000, &[100; 400]);
     for name in ["speech-whisper", "speech-whisper-english", "speech-ctc"] {
         let mut pipeline = model(name, "config.json", &json!({}))?;
-        let mut refused = |input: Input, options: TaskOptions, code, words: &str| match hear(
-            &mut *pipeline,
-            &input,
-            &options,
-            &Generation::default(),
-            &[],
-        ) {
-            Ok(said) => bail!("{name}: {words}: {said:?} was said"),
-            Err(error) => {
-                ensure!(error.code == code && error.message.contains(words), "{name}: {words}: {error:?}");
-                Ok(())
-            }
+        let mut refused = |input: Input, options: TaskOptions, code, words: &str| {
+            expect_refusal(hear(&mut *pipeline, input, options), code, words).context(name)
         };
         let none = TaskOptions::default;
         refused(Input::Text("mono.wav".into()), none(), invalid, "a file of a sound")?;
@@ -208,9 +115,7 @@ fn what_cannot_be_heard_is_refused() -> Result<()> {
             let words = if name == "speech-whisper" { "expected one of de, en, fr, haw" } else { "one language only" };
             refused(silence(400), spoken("klingon"), invalid, words)?;
         }
-        let mut case = case(name)?;
-        let first = case.questions.remove(0);
-        ensure!(first.text == Some(ask(&mut *pipeline, &first, &[])?.text));
+        expect(&mut *pipeline, HEAR, case(name)?.questions.first().context("no question")?)?;
     }
     Ok(())
 }
@@ -227,14 +132,8 @@ fn weights_that_are_no_numbers_are_named() -> Result<()> {
         file[8 + header..].chunks_exact_mut(4).for_each(|weight| weight.copy_from_slice(&f32::NAN.to_le_bytes()));
         std::fs::write(&path, file)?;
         let question = case.questions.first().context("no question")?;
-        let Question { input, options, generation, .. } = question;
-        match hear(&mut *load(directory.path())?, input, options, generation, &[]) {
-            Ok(said) => bail!("{name}: {said:?} was said"),
-            Err(error) => {
-                let named = error.message.contains("logits") && error.message.contains("numbers");
-                ensure!(error.code == ErrorCode::ModelInvalid && named, "{name}: {error:?}");
-            }
-        }
+        let found = ask(&mut *load(directory.path())?, HEAR, question, &[]);
+        expect_refusal(found, ErrorCode::ModelInvalid, "numbers").context(name)?;
     }
     Ok(())
 }
@@ -293,8 +192,7 @@ fn a_real_model_transcribes_as_its_reference() -> Result<()> {
             let once = [samples.as_slice(), &vec![0; silence_s * 22_050]].concat();
             wav(22_050, &once.repeat(*times))
         };
-        let (input, options) = (Input::File(FileBytes(file)), TaskOptions::default());
-        let said = hear(&mut *pipeline, &input, &options, &Generation::default(), &[]);
+        let said = hear(&mut *pipeline, Input::File(FileBytes(file)), TaskOptions::default());
         let said = said.map_err(|error| anyhow!("{times} times: {error:?}"))?;
         ensure!(said.tokens == *tokens, "{times} times: expected {tokens:?}, found {said:?}");
         ensure!(said.text == *text && said.reason == FinishReason::EndOfText, "{times} times: {said:?}");

@@ -4,60 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use accel_backends::files::LocalFiles;
-use accel_conformance::asking;
-use accel_conformance::task::{Question, TaskCase, compare};
-use accel_pipelines::{LoadOptions, Pipeline, StepPlan};
-use accel_protocol::{
-    ErrorCode, FileBytes, FinishReason, Generation, Input, JobError, JobEvent, JobId, JobSpec, ModelRef, Task,
-    TaskOptions, TaskResult,
-};
+use accel_conformance::asking::{ask, expect, expect_all, expect_refusal, load, unbounded};
+use accel_conformance::task::Question;
+use accel_protocol::{ErrorCode, FileBytes, Input, Task, TaskResult};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-fn load(name: &str) -> Result<(TaskCase, Box<dyn Pipeline>)> {
-    asking::load(name, &asking::unbounded())
-}
-
-fn ask(
-    pipeline: &mut dyn Pipeline,
-    task: Task,
-    input: &Input,
-    options: TaskOptions,
-) -> Result<Vec<TaskResult>, JobError> {
-    let model: Result<ModelRef, _> = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy".parse();
-    let spec = JobSpec {
-        id: JobId([7; 16]),
-        model: model.map_err(|error| JobError::new(ErrorCode::Internal, error))?,
-        task,
-        input: input.clone(),
-        generation: Generation::default(),
-        options,
-        prior: Vec::new(),
-        arithmetic: None,
-        deadline_ms: 1,
-    };
-    pipeline.admit(&spec)?;
-    // An input that is read takes a step, and there are never more inputs than texts.
-    for _ in 0..64 {
-        let mut last = None;
-        pipeline.step(&StepPlan { work: vec![(spec.id, 128)] }, &mut |_, event| last = Some(event));
-        match last {
-            Some(JobEvent::Done { results, reason: FinishReason::Complete, .. }) => return Ok(results),
-            Some(JobEvent::Failed { error }) => return Err(error),
-            _ => {}
-        }
-    }
-    Err(JobError::new(ErrorCode::Internal, "no end"))
-}
-
 fn answers_as_the_pipeline(name: &str) -> Result<()> {
-    let (case, mut pipeline) = load(name)?;
-    ensure!(!case.questions.is_empty());
-    for Question { input, written, options, expected, .. } in &case.questions {
-        let found = ask(&mut *pipeline, case.task, input, options.clone())?;
-        compare(&found, expected).with_context(|| format!("{name}: {written} {options:?}"))?;
-    }
-    Ok(())
+    expect_all(name).map(|_| ())
 }
 
 #[test]
@@ -129,10 +83,9 @@ fn a_real_model_embeds_as_its_reference() -> Result<()> {
         std::env::var_os("ACCEL_TEST_EMBEDDER").context("ACCEL_TEST_EMBEDDER: run the tests by tests/run")?;
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/all-minilm-l6-v2.embeddings.json");
     let expected: Embeddings = serde_json::from_slice(&std::fs::read(data)?)?;
-    let options = LoadOptions { threads: 1, context_tokens: None, memory_bytes: None };
-    let mut pipeline = accel_pipelines::load(Arc::new(LocalFiles::open(directory)?), &options)?;
+    let mut pipeline = accel_pipelines::load(Arc::new(LocalFiles::open(directory)?), &unbounded())?;
     let texts = Input::Texts(expected.rows.iter().map(|row| row.text.clone()).collect());
-    let found = ask(&mut *pipeline, Task::Embedding, &texts, TaskOptions::default())?;
+    let found = ask(&mut *pipeline, Task::Embedding, &Question::of(texts), &[])?.results;
     ensure!(found.len() == expected.rows.len());
     for (found, Embedded { text, vector }) in found.iter().zip(&expected.rows) {
         let TaskResult::Features { values, .. } = found else { bail!("{found:?}") };
@@ -149,13 +102,9 @@ fn a_real_model_embeds_as_its_reference() -> Result<()> {
 #[test]
 fn wrong_questions_are_refused() -> Result<()> {
     let refused = |name: &str, task, input: Input, code, words: &str| {
-        let (case, mut pipeline) = load(name)?;
-        let Err(error) = ask(&mut *pipeline, task, &input, TaskOptions::default()) else {
-            bail!("{name}: {input:?} was answered")
-        };
-        ensure!(error.code == code && error.message.contains(words), "{error:?}");
-        let Some(Question { input, options, expected, .. }) = case.questions.first() else { bail!("no question") };
-        compare(&ask(&mut *pipeline, case.task, input, options.clone())?, expected)
+        let (case, mut pipeline) = load(name, &unbounded())?;
+        expect_refusal(ask(&mut *pipeline, task, &Question::of(input), &[]), code, words).context(name.to_owned())?;
+        expect(&mut *pipeline, case.task, case.questions.first().context("no question")?).map(|_| ())
     };
     let text = |text: &str| Input::Text(text.to_owned());
     let invalid = ErrorCode::InvalidRequest;

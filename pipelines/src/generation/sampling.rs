@@ -22,23 +22,14 @@ pub struct NotNumbers {
     pub position: usize,
 }
 
-/// Chooses the token at a position of the answer.
+/// Chooses the token at a position of the answer, after `rules` have taken tokens out.
 ///
 /// logits: `[vocabulary]`; seen: the tokens of the prompt and the answer so far.
 ///
 /// # Errors
 ///
 /// When a logit is NaN or infinitely large, or all are infinitely small.
-pub fn choose(logits: Vec<f32>, seen: &[u32], position: usize, generation: &Generation) -> Result<Choice, NotNumbers> {
-    choose_under(logits, seen, position, generation, |_| {})
-}
-
-/// Chooses as [`choose`] does, after `rules` have taken tokens out.
-///
-/// # Errors
-///
-/// As [`choose`].
-pub fn choose_under(
+pub fn choose(
     mut logits: Vec<f32>,
     seen: &[u32],
     position: usize,

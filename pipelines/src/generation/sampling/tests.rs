@@ -3,7 +3,11 @@
 use accel_protocol::Generation;
 use proptest::prelude::*;
 
-use super::{NotNumbers, choose, uniform};
+use super::{Choice, NotNumbers, uniform};
+
+fn choose(logits: Vec<f32>, seen: &[u32], position: usize, generation: &Generation) -> Result<Choice, NotNumbers> {
+    super::choose(logits, seen, position, generation, |_| {})
+}
 
 fn generation(temperature: f32) -> Generation {
     Generation { temperature, seed: 7, ..Generation::default() }

@@ -8,13 +8,14 @@
 use accel_backends::files::{ModelFiles, read_small};
 use accel_models::ModelError;
 use accel_models::config::ConfigError;
+use accel_protocol::Generation;
 use serde::Deserialize;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 
 use super::rules::Rules;
-use super::transcription::Transcription;
 use crate::error::PipelineError;
+use crate::sequence::transcription::Transcription;
 
 const GENERATION_FILE: &str = "generation_config.json";
 const CONFIG_FILE: &str = "config.json";
@@ -162,6 +163,15 @@ impl Settings {
         }
         let transcription = custom.transcribes.then(|| Transcription::read(&chosen.0, &config)).transpose()?;
         chosen.settings(prefix, transcription, vocabulary)
+    }
+
+    /// What is asked for, filled up with what the files say. What a person asks for goes before.
+    pub fn obeying(&self, asked: &Generation) -> Generation {
+        let mut generation = asked.clone();
+        if generation.repetition_penalty == 1.0 {
+            generation.repetition_penalty = self.rules.repetition_penalty;
+        }
+        generation
     }
 }
 
