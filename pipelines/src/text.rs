@@ -90,7 +90,7 @@ impl TextPipeline {
         let prompt = match input {
             Input::Text(text) => self.tokenizer.encode_text(&format!("{}{text}", self.settings.prefix)),
             Input::Chat(messages) => {
-                let no_template = "the model has no chat template; send the prompt as plain text instead";
+                let no_template = "the model has no chat template; send the prompt as plain text instead (--raw)";
                 let template = self.tokenizer.chat().ok_or_else(|| invalid(no_template.into()))?;
                 let text = template.render(messages).map_err(|e| invalid(format!("the model's chat template: {e}")))?;
                 self.tokenizer.encode_prompt(&text)
