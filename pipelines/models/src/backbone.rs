@@ -13,6 +13,7 @@ use crate::ModelError;
 use crate::layers::patch::{Asked, Tokens};
 use crate::rules::Loader;
 use crate::spec::vision::BackboneSpec;
+use crate::stack::Stack;
 
 /// A backbone with its weights.
 #[derive(Debug)]
@@ -52,6 +53,14 @@ impl Backbone {
             BackboneSpec::Residual(spec) => Self::Residual(Box::new(residual::Residual::load(loader, spec)?)),
             BackboneSpec::Windows(spec) => Self::Windows(Box::new(windows::Windows::load(loader, spec)?)),
         })
+    }
+
+    /// The stack of layers in it, where it is one.
+    pub fn stack(&self) -> Option<&Stack> {
+        match self {
+            Self::Patches(backbone) => Some(backbone.stack()),
+            _ => None,
+        }
     }
 
     /// Sees an image; `stages` are those whose maps are wanted, 0 what the first is given.

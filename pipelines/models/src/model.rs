@@ -25,6 +25,7 @@ use crate::family::vision::Vision;
 use crate::family::vision_language::VisionLanguage;
 use crate::rules::Loader;
 use crate::spec::Spec;
+use crate::stack::Stack;
 
 /// What a model is asked.
 #[derive(Clone, Debug, Default)]
@@ -261,6 +262,23 @@ impl Model {
             Self::VisionLanguage(model) => model.extent(),
             Self::Multimodal(model) => Some(model.extent()),
             _ => None,
+        }
+    }
+
+    /// The stacks of layers in it that [`Stack::layers`] splits. A stack gives the states of some rows; what else a
+    /// model has of layers stands in one place.
+    pub fn stacks(&self) -> Vec<&Stack> {
+        match self {
+            Self::Decoder(model) => vec![model.stack()],
+            Self::Encoder(model) => vec![model.stack()],
+            Self::EncoderDecoder(model) => model.stacks().collect(),
+            Self::Speech(model) => vec![model.stack()],
+            Self::Vision(model) => model.stack().into_iter().collect(),
+            Self::DualEncoder(model) => model.stacks().collect(),
+            Self::VisionLanguage(model) => model.stacks().collect(),
+            Self::Multimodal(model) => model.stacks().into(),
+            Self::Retrieval(model) => model.stacks().collect(),
+            _ => Vec::new(),
         }
     }
 

@@ -151,7 +151,11 @@ fn answers(case: &Case, runner: &Runner<'_>) -> Result<BTreeMap<String, Stored>>
 }
 
 /// What a case asks, as far as `wanted`.
-fn inputs(case: &Case, engine: &Engine, wanted: impl Fn(&str) -> bool) -> Result<Inputs> {
+///
+/// # Errors
+///
+/// When it cannot be read, or is no number and no truth.
+pub fn inputs(case: &Case, engine: &Engine, wanted: impl Fn(&str) -> bool) -> Result<Inputs> {
     let mut inputs = Inputs::default();
     for input in case.inputs.iter().filter(|input| wanted(&input.name)) {
         inputs.insert(&input.name, case.input(engine, input)?);

@@ -37,6 +37,11 @@ impl Grid {
         })
     }
 
+    /// Its layers.
+    pub fn stack(&self) -> &Stack {
+        &self.stack
+    }
+
     /// Patches along a side of the square that becomes one embedding.
     pub fn merged(&self) -> usize {
         self.merged

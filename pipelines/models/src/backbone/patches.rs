@@ -66,6 +66,11 @@ impl Patches {
         Ok(all.into_iter().flatten().collect())
     }
 
+    /// Its layers.
+    pub fn stack(&self) -> &Stack {
+        &self.stack
+    }
+
     /// How many layers there are.
     pub fn depth(&self) -> usize {
         self.stack.spec().layers.len()

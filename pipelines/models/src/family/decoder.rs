@@ -253,6 +253,11 @@ impl Decoder {
         Ok(x)
     }
 
+    /// Its layers.
+    pub fn stack(&self) -> &Stack {
+        &self.stack
+    }
+
     /// The states of tokens: the first stage of a model that is split.
     ///
     /// # Errors

@@ -72,6 +72,11 @@ impl DualEncoder {
         })
     }
 
+    /// The stacks of layers in it.
+    pub fn stacks(&self) -> impl Iterator<Item = &Stack> {
+        self.text.iter().map(|text| &text.stack).chain(self.image.iter().filter_map(|image| image.backbone.stack()))
+    }
+
     /// Answers all that the model's class answers: of `input_ids` and perhaps `attention_mask`, and of an image as
     /// [`asked`] says.
     ///

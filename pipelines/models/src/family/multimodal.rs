@@ -20,6 +20,7 @@ use crate::model::{Begun, Extent, Inputs, Outputs};
 use crate::rules::Loader;
 use crate::spec::multimodal::{ImagesSpec, MultimodalSpec};
 use crate::spec::vision::{BackboneSpec, PatchSpec};
+use crate::stack::Stack;
 
 /// A decoder that reads images, with its weights.
 #[derive(Debug)]
@@ -105,6 +106,15 @@ impl Multimodal {
             (Images::Tower { .. }, ..) => Err(ModelError::input("pixel_values", "[channels, height, width]", shape)),
             (Images::Grid(_), ..) => Err(ModelError::MissingInput { name: "image_grid_thw".into() }),
         }
+    }
+
+    /// The stacks of layers in it: what sees, and what reads and writes.
+    pub fn stacks(&self) -> [&Stack; 2] {
+        let images = match &self.images {
+            Images::Tower { tower, .. } => tower.stack(),
+            Images::Grid(grid) => grid.stack(),
+        };
+        [images, self.decoder.stack()]
     }
 
     /// Answers all that the model's class answers: of `input_ids` and perhaps `attention_mask`, and perhaps of images or

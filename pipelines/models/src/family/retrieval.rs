@@ -12,6 +12,7 @@ use crate::family::encoder_decoder::EncoderDecoder;
 use crate::model::{Begun, Inputs, Outputs};
 use crate::rules::Loader;
 use crate::spec::retrieval::RetrievalSpec;
+use crate::stack::Stack;
 
 /// A generator that reads documents, with its weights.
 #[derive(Debug)]
@@ -37,6 +38,11 @@ impl Retrieval {
             marginal: spec.marginal,
             start: spec.start,
         })
+    }
+
+    /// The stacks of layers in it.
+    pub fn stacks(&self) -> impl Iterator<Item = &Stack> {
+        std::iter::once(self.question.stack()).chain(self.generator.stacks())
     }
 
     /// Answers all that the model's class answers: of `context_input_ids` `[questions * documents, tokens]` and perhaps

@@ -88,6 +88,11 @@ impl Speech {
         self.spec.convolutions.iter().rev().fold(1, before)
     }
 
+    /// Its layers.
+    pub fn stack(&self) -> &Stack {
+        &self.stack
+    }
+
     /// Answers what the model's class answers of `input_values`, `[batch, samples]`.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use crate::layers::pool::Pool;
 use crate::model::{Inputs, Outputs};
 use crate::rules::Loader;
 use crate::spec::vision::{StatesShape, VisionHead, VisionSpec};
+use crate::stack::Stack;
 
 /// A model of images with its weights.
 #[derive(Debug)]
@@ -70,6 +71,11 @@ impl Vision {
             }
         };
         Ok(Self { backbone: Backbone::load(&own, &spec.backbone)?, head })
+    }
+
+    /// Its layers, where they are one stack.
+    pub fn stack(&self) -> Option<&Stack> {
+        self.backbone.stack()
     }
 
     /// Answers all that the model's class answers; [`asked`] says of what.

@@ -78,6 +78,16 @@ impl VisionLanguage {
         Ok(Self { image: Backbone::load(&loader.part("image"), &spec.image)?, places, task })
     }
 
+    /// The stacks of layers in it.
+    pub fn stacks(&self) -> impl Iterator<Item = &Stack> {
+        let texts = match &self.task {
+            Task::Caption(writer) => [Some(&writer.stack), None],
+            Task::Answer { reader, writer } => [Some(reader), Some(&writer.stack)],
+            Task::Match { reader, .. } => [Some(reader), None],
+        };
+        self.image.stack().into_iter().chain(texts.into_iter().flatten())
+    }
+
     /// What the texts that it writes take; none where it writes none.
     pub fn extent(&self) -> Option<Extent> {
         let writer = match &self.task {

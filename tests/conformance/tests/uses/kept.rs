@@ -17,6 +17,7 @@ const VOCABULARY: u32 = 90;
 /// A model that the project keeps a case of.
 pub struct Kept {
     pub name: String,
+    pub case: Case,
     pub directory: tempfile::TempDir,
 }
 
@@ -30,7 +31,7 @@ impl Kept {
             let directory = tempfile::tempdir().unwrap();
             let case = Case::read(path).unwrap();
             case.write_model(directory.path()).unwrap();
-            Self { name: case.name, directory }
+            Self { name: case.name.clone(), case, directory }
         };
         let all: Vec<Self> = paths.iter().map(kept).collect();
         all.into_iter().filter(|kept| wanted(&kept.spec())).collect()

@@ -8,3 +8,4 @@ mod encoders;
 mod experts;
 mod kept;
 mod stored;
+mod whole;
