@@ -1,7 +1,8 @@
 //! Fused kernels for processors, and the only unsafe code of the workspace.
 //!
 //! Activations are f32 and weights stay as they are stored; a weight is unpacked to exactly the value that its format
-//! defines, in a scratch that fits the first-level cache, and used for all tokens before the next is unpacked.
+//! defines, in a scratch that fits the first-level cache, and used for as many tokens as fit the second before the next is
+//! unpacked.
 //!
 //! **One order of additions.** A product sums over `k` in eight lanes, lane `i` taking the elements `i`, `i + 8`, ... by
 //! fused multiply-add, and the lanes are added in one fixed tree. Attention works through keys in blocks that begin at
@@ -31,7 +32,7 @@ pub(crate) use rope::rope;
 pub use unpack::can_unpack;
 
 use lanes::{Kernel, Portable};
-use pool::Pool;
+use pool::{Pool, Target};
 
 /// The name of this order of additions.
 pub const ARITHMETIC: &str = "cpu-f32-1";
@@ -81,6 +82,16 @@ impl Cpu {
     /// When the system starts no more threads.
     pub fn portable(threads: usize) -> std::io::Result<Self> {
         Ok(Self { instructions: Instructions::Portable, pool: Pool::new(threads)? })
+    }
+
+    /// Works on chunks of so many floats, which threads share; the last may be shorter.
+    pub(crate) fn chunks(&self, out: &mut [f32], size: usize, work: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        let (target, length, size) = (&Target(out.as_mut_ptr()), out.len(), size.max(1));
+        self.pool.run(length.div_ceil(size), &|part, _scratch| {
+            let from = part * size;
+            // SAFETY: chunks are disjoint ranges inside `out`, which is borrowed for as long as they are worked on.
+            work(part, unsafe { std::slice::from_raw_parts_mut(target.0.add(from), size.min(length - from)) });
+        });
     }
 
     /// Runs a kernel on this thread.

@@ -1,7 +1,4 @@
 //! The exponential, and activations made of it.
-
-use std::ops::Range;
-
 use super::Cpu;
 use super::lanes::{Kernel, LANES, Lanes};
 
@@ -71,10 +68,11 @@ impl Cpu {
     pub fn gated(&self, activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) -> bool {
         assert!(gate.len() == up.len() && up.len() == out.len(), "the shapes of a gated activation");
         let Some(scalar) = scalar(activation) else { return false };
-        self.parts(out, |cpu, range, out| {
-            let (gate, up) = (&gate[range.clone()], &up[range]);
+        self.chunks(out, PART, &|part, out| {
+            let from = part * PART;
+            let (gate, up) = (&gate[from..][..out.len()], &up[from..][..out.len()]);
             match activation {
-                Activation::Silu => cpu.run(Swiglu { gate, up, out }),
+                Activation::Silu => self.run(Swiglu { gate, up, out }),
                 _ => out.iter_mut().zip(gate).zip(up).for_each(|((out, &gate), &up)| *out = scalar(gate) * up),
             }
         });
@@ -85,23 +83,14 @@ impl Cpu {
     pub fn activate(&self, activation: Activation, x: &[f32], out: &mut [f32]) -> bool {
         assert!(x.len() == out.len(), "the shape of an activation");
         let Some(scalar) = scalar(activation) else { return false };
-        self.parts(out, |cpu, range, out| match activation {
-            Activation::Silu => cpu.run(Swish { x: &x[range], out }),
-            _ => out.iter_mut().zip(&x[range]).for_each(|(out, &x)| *out = scalar(x)),
+        self.chunks(out, PART, &|part, out| {
+            let x = &x[part * PART..][..out.len()];
+            match activation {
+                Activation::Silu => self.run(Swish { x, out }),
+                _ => out.iter_mut().zip(x).for_each(|(out, &x)| *out = scalar(x)),
+            }
         });
         true
-    }
-
-    /// Elements in parts, which threads share.
-    fn parts(&self, out: &mut [f32], work: impl Fn(&Self, Range<usize>, &mut [f32]) + Sync) {
-        let target = Target(out.as_mut_ptr());
-        let (target, length) = (&target, out.len());
-        self.pool.run(length.div_ceil(PART), &|part, _scratch| {
-            let range = part * PART..length.min((part + 1) * PART);
-            // SAFETY: parts are disjoint ranges inside `out`, which is borrowed for as long as they run.
-            let out = unsafe { std::slice::from_raw_parts_mut(target.0.add(range.start), range.len()) };
-            work(self, range, out);
-        });
     }
 }
 
@@ -128,11 +117,6 @@ fn silu<L: Lanes>(x: L) -> L {
     let x = L::splat(-88.0).max(x);
     x.div(exp(x.mul(L::splat(-1.0))).add(L::splat(1.0)))
 }
-
-struct Target(*mut f32);
-
-// SAFETY: parts write disjoint ranges.
-unsafe impl Sync for Target {}
 
 struct Swiglu<'a> {
     gate: &'a [f32],

@@ -2,16 +2,21 @@
 //!
 //! A query goes through its keys in blocks that begin at fixed positions, carrying a running maximum and sum (online
 //! softmax, <https://arxiv.org/abs/2112.05682>). The blocks depend on positions alone, so a prompt read in pieces, or
-//! token by token, gives the same bits. A position that is absent keeps its place in its block and weighs nothing.
+//! token by token, gives the same bits. Queries that see the same keys go through a block by twos, which shares its loads
+//! and no sums. A position that is absent keeps its place in its block and weighs nothing.
+
+use std::ops::Range;
 
 use super::Cpu;
 use super::activation::exp;
 use super::lanes::{Kernel, LANES, Lanes};
-use super::norm::dot;
-use super::pool::Scratch;
+use super::pool::{Scratch, Target};
 
 /// Keys in a block; part of the arithmetic.
 const BLOCK: usize = 64;
+
+/// Queries of one part of the work: keys and values come into the cache once for all of them.
+const ROWS: usize = 16;
 
 /// Positions in a page of kept keys or values.
 pub const PAGE: usize = BLOCK;
@@ -138,152 +143,393 @@ impl Cpu {
             assert!(fits, "the bias of queries");
         }
         let target = Target(out.as_mut_ptr());
-        let target = &target;
-        // One part is one group of heads that share keys.
-        self.pool.run(queries.len() * shape.kv_heads, &|part, scratch| {
-            let (row, group) = (part / shape.kv_heads, part % shape.kv_heads);
-            let query = queries[row];
-            let shared = shape.heads / shape.kv_heads;
-            let first = row * out_width + group * shared * shape.value_head;
-            // SAFETY: parts are disjoint ranges inside `out`, which is borrowed for as long as they run.
-            let out = unsafe { std::slice::from_raw_parts_mut(target.0.add(first), shared * shape.value_head) };
-            let q = &q[row * width + group * shared * shape.head..][..shared * shape.head];
-            self.run(Group { shape, q, kept: &sequences[query.sequence], sinks, group, query, out, scratch });
+        let (mut runs, mut from) = (Vec::new(), 0);
+        for run in queries.chunk_by(|one, next| one.sequence == next.sequence) {
+            let end = from + run.len();
+            runs.extend((from..end).step_by(ROWS).map(|first| first..end.min(first + ROWS)));
+            from = end;
+        }
+        let (runs, target) = (&runs, &target);
+        self.pool.run(runs.len() * shape.kv_heads, &|part, scratch| {
+            let (rows, group) = (runs[part / shape.kv_heads].clone(), part % shape.kv_heads);
+            let kept = &sequences[queries[rows.start].sequence];
+            self.run(Group { shape, q, queries: &queries[rows.clone()], rows, kept, sinks, group, target, scratch });
         });
     }
 }
 
-struct Target(*mut f32);
-
-// SAFETY: parts write disjoint ranges.
-unsafe impl Sync for Target {}
-
+/// Some queries of one sequence, and the heads of them that share keys.
 struct Group<'a> {
     shape: &'a AttentionShape,
+    /// Of all queries: `[queries, heads * head]`.
     q: &'a [f32],
+    queries: &'a [QueryRow],
+    /// Which of all queries they are.
+    rows: Range<usize>,
     kept: &'a KeysValues<'a>,
     sinks: Option<&'a [f32]>,
     group: usize,
-    query: QueryRow,
-    out: &'a mut [f32],
+    target: &'a Target,
     scratch: &'a mut Scratch,
+}
+
+/// The keys and values of a block that some heads of queries see.
+struct Block<'a> {
+    /// Where it begins.
+    begin: usize,
+    /// The keys from there on: `[positions, kv_heads * head]`.
+    keys: &'a [f32],
+    /// The values.
+    values: &'a [f32],
+    /// Which are in view, counted from its beginning.
+    seen: Range<usize>,
+    /// Which of these are there.
+    present: [u8; BLOCK],
+    /// How many are.
+    count: usize,
+}
+
+/// What one head of a query has seen so far.
+#[derive(Clone, Copy)]
+struct Progress {
+    largest: f32,
+    total: f32,
 }
 
 impl Kernel for Group<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let shape = self.shape;
+        let shared = shape.heads / shape.kv_heads;
         let padded = shape.value_head.next_multiple_of(LANES);
-        let first_head = self.group * (shape.heads / shape.kv_heads);
-        let heads = self.q.chunks_exact(shape.head).zip(self.out.chunks_exact_mut(shape.value_head));
-        for (number, (q, out)) in heads.enumerate() {
-            let head = first_head + number;
-            let sums = &mut self.scratch.sums;
-            sums.clear();
-            sums.resize(padded, 0.0);
-            let bias = self.kept.bias.map(|bias| {
-                let of_head = self.kept.queries * self.kept.length;
-                let from = if bias.len() == of_head { 0 } else { head * of_head };
-                &bias[from + self.query.row * self.kept.length..][..self.kept.length]
-            });
-            let one =
-                Head { shape, kept: self.kept, bias, sink: self.sinks.map(|sinks| sinks[head]), group: self.group };
-            one.attend::<L>(q, self.query, sums);
+        // A line is a head of a query.
+        let lines = self.queries.len() * shared;
+        let mut sums = std::mem::take(&mut self.scratch.sums);
+        sums.clear();
+        sums.resize(lines * padded, 0.0);
+        let mut progress = vec![Progress { largest: f32::NEG_INFINITY, total: 0.0 }; lines];
+        let first = self.queries.iter().map(|query| query.first).min().unwrap_or(0);
+        let end = self.queries.iter().map(|query| query.end).max().unwrap_or(0);
+        for begin in (first - first % BLOCK..end).step_by(BLOCK) {
+            let mut block = Block {
+                begin,
+                keys: self.kept.keys.block(begin, shape.kv_heads * shape.head),
+                values: self.kept.values.block(begin, shape.kv_heads * shape.value_head),
+                seen: 0..0,
+                present: [0; BLOCK],
+                count: 0,
+            };
+            let mut line = 0;
+            while line < lines {
+                let seen = self.queries[line / shared].seen(begin);
+                if block.seen != seen {
+                    block.see(seen, self.kept);
+                }
+                // Those that see the same keys go by twos.
+                let two = line + 1 < lines && self.queries[(line + 1) / shared].seen(begin) == block.seen;
+                let (step, sums) = (1 + usize::from(two), &mut sums[line * padded..]);
+                if block.count > 0 {
+                    let progress = &mut progress[line..line + step];
+                    match two {
+                        true => self.step::<L, 2, 4>(line, &block, progress, sums),
+                        false => self.step::<L, 1, 8>(line, &block, progress, sums),
+                    }
+                }
+                line += step;
+            }
+        }
+        for (line, (sums, progress)) in sums.chunks_exact_mut(padded).zip(&progress).enumerate() {
+            let (row, head) = (line / shared, self.group * shared + line % shared);
+            let query = self.queries[row];
+            if (query.first..query.end).any(|key| !self.kept.is_absent(key)) {
+                let mut total = progress.total;
+                if let Some(sinks) = self.sinks {
+                    total += exp(L::splat(sinks[head] - progress.largest)).to_array()[0];
+                }
+                sums.iter_mut().for_each(|sum| *sum /= total);
+            }
+            let place = ((self.rows.start + row) * shape.heads + head) * shape.value_head;
+            // SAFETY: `out` has a place for each head of each query, and nobody else writes these.
+            let out = unsafe { std::slice::from_raw_parts_mut(self.target.0.add(place), shape.value_head) };
             out.copy_from_slice(&sums[..shape.value_head]);
         }
+        self.scratch.sums = sums;
     }
 }
 
-/// One head of one query.
-struct Head<'a> {
-    shape: &'a AttentionShape,
-    kept: &'a KeysValues<'a>,
-    bias: Option<&'a [f32]>,
-    sink: Option<f32>,
-    group: usize,
+impl QueryRow {
+    /// Which keys of a block are in view, counted from its beginning.
+    fn seen(&self, begin: usize) -> Range<usize> {
+        let first = self.first.max(begin) - begin;
+        first..self.end.clamp(begin + first, (begin + BLOCK).max(begin + first)) - begin
+    }
 }
 
-impl Head<'_> {
-    /// `sums` begins as zeros and ends as the result.
+impl Block<'_> {
+    fn see(&mut self, seen: Range<usize>, kept: &KeysValues<'_>) {
+        self.count = 0;
+        for place in seen.clone().filter(|place| !kept.is_absent(self.begin + place)) {
+            self.present[self.count] = place as u8;
+            self.count += 1;
+        }
+        self.seen = seen;
+    }
+
+    fn present(&self) -> &[u8] {
+        &self.present[..self.count]
+    }
+}
+
+impl Group<'_> {
+    /// Takes a block into `N` lines that see the same of it, `K` keys at a time; `sums` are those of the first line, and
+    /// then the others'.
     #[inline(always)]
-    fn attend<L: Lanes>(&self, q: &[f32], query: QueryRow, sums: &mut [f32]) {
-        let (shape, kept) = (self.shape, self.kept);
-        let (head, stride) = (shape.head, shape.kv_heads * shape.head);
-        let (value_head, value_stride) = (shape.value_head, shape.kv_heads * shape.value_head);
-        let QueryRow { first, end, .. } = query;
-        let (mut largest, mut total) = (f32::NEG_INFINITY, 0.0_f32);
-        for begin in (first - first % BLOCK..end).step_by(BLOCK) {
-            let mut scores = [f32::NEG_INFINITY; BLOCK];
-            let seen = begin.max(first)..(begin + BLOCK).min(end);
-            let mut block_largest = f32::NEG_INFINITY;
-            let keys = kept.keys.block(begin, stride);
-            for key in seen.clone().filter(|&key| !kept.is_absent(key)) {
-                let from = (key - begin) * stride + self.group * head;
-                let mut score = dot::<L>(q, &keys[from..from + head]) * shape.scale;
-                if let Some(cap) = shape.softcap {
-                    score = cap * libm::tanhf(score / cap);
-                }
-                if let Some(bias) = self.bias {
-                    score += bias[key];
-                }
-                scores[key - begin] = score;
-                // NaN has to reach the result, where it is found.
-                block_largest = if block_largest > score { block_largest } else { score };
-            }
-            let next = if largest > block_largest { largest } else { block_largest };
-            let keep = exp(L::splat(largest.max(-1e30) - next)).to_array()[0] * f32::from(u8::from(total != 0.0));
-            largest = next;
-            let mut block_total = L::splat(0.0);
-            for lanes in scores.as_chunks_mut::<LANES>().0 {
-                // A place that is not seen has the score -inf, and must weigh nothing at all.
-                let unseen = lanes.map(|score| score == f32::NEG_INFINITY);
-                // SAFETY: `lanes` is eight floats.
-                unsafe { exp(L::load(lanes.as_ptr()).add(L::splat(-next))).store(lanes.as_mut_ptr()) };
-                lanes.iter_mut().zip(unseen).filter(|(_, unseen)| *unseen).for_each(|(weight, _)| *weight = 0.0);
-                // SAFETY: `lanes` is eight floats.
-                block_total = block_total.add(unsafe { L::load(lanes.as_ptr()) });
-            }
-            total = total * keep + block_total.sum();
-            let values = kept.values.block(begin, value_stride);
-            accumulate::<L>(sums, keep, &scores, seen.filter(|&key| !kept.is_absent(key)), begin, |key| {
-                let from = (key - begin) * value_stride + self.group * value_head;
-                &values[from..from + value_head]
-            });
+    fn step<L: Lanes, const N: usize, const K: usize>(
+        &self,
+        line: usize,
+        block: &Block<'_>,
+        progress: &mut [Progress],
+        sums: &mut [f32],
+    ) {
+        let shape = self.shape;
+        let shared = shape.heads / shape.kv_heads;
+        let mut scores = [[f32::NEG_INFINITY; BLOCK]; N];
+        let mut q: [&[f32]; N] = [&[]; N];
+        for (number, q) in q.iter_mut().enumerate() {
+            let (row, head) = ((line + number) / shared, self.group * shared + (line + number) % shared);
+            *q = &self.q[((self.rows.start + row) * shape.heads + head) * shape.head..][..shape.head];
         }
-        if (first..end).all(|key| kept.is_absent(key)) {
-            return;
+        let stride = shape.kv_heads * shape.head;
+        products::<L, N, K>(q, &block.keys[self.group * shape.head..], stride, &block.seen, shape.scale, &mut scores);
+        let mut keep = [0.0; N];
+        for (number, scores) in scores.iter_mut().enumerate() {
+            self.bend(line + number, block, scores);
+            keep[number] = weigh::<L>(scores, &mut progress[number]);
         }
-        if let Some(sink) = self.sink {
-            total += exp(L::splat(sink - largest)).to_array()[0];
+        let (values, stride) = (&block.values[self.group * shape.value_head..], shape.kv_heads * shape.value_head);
+        accumulate::<L, N>(sums, keep, &scores, block.present(), values, stride, shape.value_head);
+    }
+
+    /// What is done to the scores of a line after their scale.
+    #[inline(always)]
+    fn bend(&self, line: usize, block: &Block<'_>, scores: &mut [f32; BLOCK]) {
+        let (shape, shared) = (self.shape, self.shape.heads / self.shape.kv_heads);
+        if let Some(cap) = shape.softcap {
+            scores[block.seen.clone()].iter_mut().for_each(|score| *score = cap * libm::tanhf(*score / cap));
         }
-        sums.iter_mut().for_each(|sum| *sum /= total);
+        if let Some(bias) = self.kept.bias {
+            let of_head = self.kept.queries * self.kept.length;
+            let head = self.group * shared + line % shared;
+            let from = if bias.len() == of_head { 0 } else { head * of_head };
+            let bias = &bias[from + self.queries[line / shared].row * self.kept.length..][..self.kept.length];
+            let seen = block.seen.clone();
+            let bias = &bias[block.begin + seen.start..block.begin + seen.end];
+            scores[seen].iter_mut().zip(bias).for_each(|(score, bias)| *score += bias);
+        }
+        if block.count < block.seen.len() {
+            let all = *scores;
+            scores.fill(f32::NEG_INFINITY);
+            block.present().iter().for_each(|&key| scores[usize::from(key)] = all[usize::from(key)]);
+        }
     }
 }
 
-/// `sums = sums * keep + weights * values`, key by key.
+/// The products of some queries with the keys of a block that they see, scaled: `[queries, keys of the block]`.
 #[inline(always)]
-fn accumulate<'a, L: Lanes>(
-    sums: &mut [f32],
-    keep: f32,
-    weights: &[f32; BLOCK],
-    seen: impl Iterator<Item = usize>,
-    begin: usize,
-    value: impl Fn(usize) -> &'a [f32],
+fn products<L: Lanes, const N: usize, const K: usize>(
+    q: [&[f32]; N],
+    keys: &[f32],
+    stride: usize,
+    seen: &Range<usize>,
+    scale: f32,
+    scores: &mut [[f32; BLOCK]; N],
 ) {
-    sums.iter_mut().for_each(|sum| *sum *= keep);
-    for key in seen {
-        let weight = weights[key - begin];
-        let (values, rest) = value(key).as_chunks::<LANES>();
-        let (vectors, _) = sums.as_chunks_mut::<LANES>();
-        for (sum, values) in vectors.iter_mut().zip(values) {
-            // SAFETY: each is eight floats.
+    let head = q[0].len();
+    let (vectors, rest) = (head / LANES, head % LANES);
+    let last = seen.end - 1;
+    assert!(keys.len() >= last * stride + head && q.iter().all(|q| q.len() == head), "the keys of a block");
+    for key in seen.clone().step_by(LANES) {
+        let mut totals = [[L::splat(0.0); LANES]; N];
+        for part in (0..LANES).step_by(K) {
+            let mut sums = [[L::splat(0.0); K]; N];
+            // SAFETY: `last` is the largest place, and its key ends inside `keys`, as do all queries; checked above.
             unsafe {
-                L::load(values.as_ptr()).mul_add(L::splat(weight), L::load(sum.as_ptr())).store(sum.as_mut_ptr())
-            };
+                let mut rows = [std::ptr::null::<f32>(); K];
+                for (number, row) in rows.iter_mut().enumerate() {
+                    *row = keys.as_ptr().add((key + part + number).min(last) * stride);
+                }
+                for vector in 0..vectors {
+                    let mut inputs = [L::splat(0.0); N];
+                    for (input, q) in inputs.iter_mut().zip(q) {
+                        *input = L::load(q.as_ptr().add(vector * LANES));
+                    }
+                    for (number, row) in rows.into_iter().enumerate() {
+                        let key = L::load(row.add(vector * LANES));
+                        for (sums, input) in sums.iter_mut().zip(inputs) {
+                            sums[number] = input.mul_add(key, sums[number]);
+                        }
+                    }
+                }
+                if rest > 0 {
+                    for (sums, q) in sums.iter_mut().zip(q) {
+                        let input = padded::<L>(q.as_ptr().add(vectors * LANES), rest);
+                        for (sum, row) in sums.iter_mut().zip(rows) {
+                            *sum = input.mul_add(padded::<L>(row.add(vectors * LANES), rest), *sum);
+                        }
+                    }
+                }
+            }
+            for (totals, sums) in totals.iter_mut().zip(sums) {
+                totals[part..part + K].copy_from_slice(&sums);
+            }
         }
-        let from = values.len() * LANES;
-        for (sum, &value) in sums[from..].iter_mut().zip(rest) {
-            *sum = L::splat(value).mul_add(L::splat(weight), L::splat(*sum)).to_array()[0];
+        for (totals, scores) in totals.into_iter().zip(scores.iter_mut()) {
+            let scaled = L::sums(totals).mul(L::splat(scale)).to_array();
+            let count = LANES.min(seen.end - key);
+            scores[key..key + count].copy_from_slice(&scaled[..count]);
+        }
+    }
+}
+
+/// Fewer floats than lanes, and zeros after them.
+///
+/// # Safety
+///
+/// `from` must be valid for reading `count` floats.
+#[inline(always)]
+unsafe fn padded<L: Lanes>(from: *const f32, count: usize) -> L {
+    let mut lanes = [0.0; LANES];
+    // SAFETY: the caller promises `count` readable floats; `lanes` is eight.
+    unsafe {
+        for (place, lane) in lanes.iter_mut().enumerate().take(count) {
+            *lane = from.add(place).read();
+        }
+        L::load(lanes.as_ptr())
+    }
+}
+
+/// Makes weights of scores, and answers what becomes of the sums before.
+#[inline(always)]
+fn weigh<L: Lanes>(scores: &mut [f32; BLOCK], progress: &mut Progress) -> f32 {
+    let Progress { largest, total } = *progress;
+    let mut most = L::splat(f32::NEG_INFINITY);
+    for lanes in scores.as_chunks::<LANES>().0 {
+        // SAFETY: `lanes` is eight floats.
+        most = most.max(unsafe { L::load(lanes.as_ptr()) });
+    }
+    // NaN is in its weight too, and so reaches the result, where it is found.
+    let most = most.to_array().into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b });
+    let next = if largest > most { largest } else { most };
+    let keep = exp(L::splat(largest.max(-1e30) - next)).to_array()[0] * f32::from(u8::from(total != 0.0));
+    let mut sum = L::splat(0.0);
+    for lanes in scores.as_chunks_mut::<LANES>().0 {
+        // A place that is not seen has the score -inf, and must weigh nothing at all.
+        let unseen = lanes.map(|score| score == f32::NEG_INFINITY);
+        // SAFETY: `lanes` is eight floats.
+        unsafe { exp(L::load(lanes.as_ptr()).add(L::splat(-next))).store(lanes.as_mut_ptr()) };
+        lanes.iter_mut().zip(unseen).filter(|(_, unseen)| *unseen).for_each(|(weight, _)| *weight = 0.0);
+        // SAFETY: `lanes` is eight floats.
+        sum = sum.add(unsafe { L::load(lanes.as_ptr()) });
+    }
+    *progress = Progress { largest: next, total: total * keep + sum.sum() };
+    keep
+}
+
+/// `sums = sums * keep + weights * values` for some lines, key by key.
+///
+/// sums: `[lines, elements, padded to whole vectors]`; values: `[places of the block, stride]`, from its first element.
+#[inline(always)]
+fn accumulate<L: Lanes, const N: usize>(
+    sums: &mut [f32],
+    keep: [f32; N],
+    weights: &[[f32; BLOCK]; N],
+    present: &[u8],
+    values: &[f32],
+    stride: usize,
+    elements: usize,
+) {
+    let (vectors, width) = (elements / LANES, elements.next_multiple_of(LANES));
+    let last = present.iter().copied().max().map_or(0, usize::from);
+    assert!(last < BLOCK && values.len() >= last * stride + elements, "the values of a block");
+    assert!(sums.len() >= N * width, "the sums of a block");
+    let mut first = 0;
+    while first < vectors {
+        // As many vectors as registers hold, and each time about as many.
+        let left = vectors - first;
+        let count = left.div_ceil(left.div_ceil(6));
+        let from = first * LANES;
+        // SAFETY: `count` vectors from here on are within `elements`, which all values and sums have, as checked above.
+        unsafe {
+            let (sums, values) = (sums.as_mut_ptr().add(from), values.as_ptr().add(from));
+            match count {
+                1 => add::<L, N, 1>(sums, width, keep, weights, present, values, stride),
+                2 => add::<L, N, 2>(sums, width, keep, weights, present, values, stride),
+                3 => add::<L, N, 3>(sums, width, keep, weights, present, values, stride),
+                4 => add::<L, N, 4>(sums, width, keep, weights, present, values, stride),
+                5 => add::<L, N, 5>(sums, width, keep, weights, present, values, stride),
+                _ => add::<L, N, 6>(sums, width, keep, weights, present, values, stride),
+            }
+        }
+        first += count;
+    }
+    let rest = elements % LANES;
+    if rest == 0 {
+        return;
+    }
+    for (number, weights) in weights.iter().enumerate() {
+        let sums = &mut sums[number * width + vectors * LANES..][..LANES];
+        // SAFETY: `sums` is eight floats, and each value has `elements`, as checked above.
+        unsafe {
+            let mut sum = L::load(sums.as_ptr()).mul(L::splat(keep[number]));
+            for &key in present {
+                let value = padded::<L>(values.as_ptr().add(usize::from(key) * stride + vectors * LANES), rest);
+                sum = value.mul_add(L::splat(weights[usize::from(key)]), sum);
+            }
+            sum.store(sums.as_mut_ptr());
+        }
+    }
+}
+
+/// The same for `V` vectors of each line, which stay in registers.
+///
+/// # Safety
+///
+/// `sums` must be valid for `V` vectors of each line, and `values` for as many of each key that is present.
+#[inline(always)]
+unsafe fn add<L: Lanes, const N: usize, const V: usize>(
+    sums: *mut f32,
+    width: usize,
+    keep: [f32; N],
+    weights: &[[f32; BLOCK]; N],
+    present: &[u8],
+    values: *const f32,
+    stride: usize,
+) {
+    // SAFETY: the caller's promise covers all accesses below.
+    unsafe {
+        let mut totals = [[L::splat(0.0); V]; N];
+        for (number, totals) in totals.iter_mut().enumerate() {
+            for (vector, total) in totals.iter_mut().enumerate() {
+                *total = L::load(sums.add(number * width + vector * LANES)).mul(L::splat(keep[number]));
+            }
+        }
+        for &key in present {
+            let value = values.add(usize::from(key) * stride);
+            let mut factors = [L::splat(0.0); N];
+            for (factor, weights) in factors.iter_mut().zip(weights) {
+                *factor = L::splat(weights[usize::from(key)]);
+            }
+            for vector in 0..V {
+                let value = L::load(value.add(vector * LANES));
+                for (totals, factor) in totals.iter_mut().zip(factors) {
+                    totals[vector] = value.mul_add(factor, totals[vector]);
+                }
+            }
+        }
+        for (number, totals) in totals.into_iter().enumerate() {
+            for (vector, total) in totals.into_iter().enumerate() {
+                total.store(sums.add(number * width + vector * LANES));
+            }
         }
     }
 }

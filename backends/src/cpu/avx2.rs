@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::lanes::{Kernel, Lanes};
+use super::lanes::{Kernel, LANES, Lanes};
 
 /// Whether this processor has the instructions.
 pub fn is_available() -> bool {
@@ -96,6 +96,25 @@ impl Lanes for Avx2 {
         unsafe {
             let biased = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
             Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased)))
+        }
+    }
+
+    #[inline(always)]
+    fn sums(vectors: [Self; LANES]) -> Self {
+        let [Self(a), Self(b), Self(c), Self(d), Self(e), Self(f), Self(g), Self(h)] = vectors;
+        // SAFETY: see above.
+        unsafe {
+            // Each half is four sums of one vector: lanes 0 and 4, 1 and 5, 2 and 6, 3 and 7.
+            let [ae, bf, cg, dh] = [
+                _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, e), _mm256_permute2f128_ps::<0x31>(a, e)),
+                _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(b, f), _mm256_permute2f128_ps::<0x31>(b, f)),
+                _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(c, g), _mm256_permute2f128_ps::<0x31>(c, g)),
+                _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(d, h), _mm256_permute2f128_ps::<0x31>(d, h)),
+            ];
+            // Then two of each: the first with the third, the second with the fourth.
+            let abef = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(ae, bf), _mm256_shuffle_ps::<0xee>(ae, bf));
+            let cdgh = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(cg, dh), _mm256_shuffle_ps::<0xee>(cg, dh));
+            Self(_mm256_add_ps(_mm256_shuffle_ps::<0x88>(abef, cdgh), _mm256_shuffle_ps::<0xdd>(abef, cdgh)))
         }
     }
 

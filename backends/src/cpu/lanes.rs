@@ -66,6 +66,17 @@ pub trait Lanes: Copy {
         (a + c) + (b + d)
     }
 
+    /// The sum of each of eight, in the same tree.
+    #[inline(always)]
+    fn sums(vectors: [Self; LANES]) -> Self {
+        let mut sums = [0.0; LANES];
+        for (sum, vector) in sums.iter_mut().zip(vectors) {
+            *sum = vector.sum();
+        }
+        // SAFETY: `sums` is eight floats.
+        unsafe { Self::load(sums.as_ptr()) }
+    }
+
     /// The lanes.
     #[inline(always)]
     fn to_array(self) -> [f32; LANES] {

@@ -1,7 +1,8 @@
 //! Products of activations with stored weights.
 //!
-//! Eight rows of weights are unpacked for a stretch of `k` that fits the first-level cache, and used for all tokens. The
-//! sums in progress wait in a scratch between stretches, lane by lane, so that stretches do not show in the result.
+//! Eight rows of weights are unpacked for a stretch of `k` that fits the first-level cache, and used for a chunk of tokens
+//! whose own stretch fits the second. The sums in progress wait in a scratch between stretches, lane by lane, so that
+//! stretches do not show in the result.
 
 use crate::tensor::Weight;
 
@@ -15,6 +16,8 @@ use crate::weights::Dtype;
 const ROWS: usize = 8;
 /// Elements of `k` unpacked at once: eight rows of them take 24 KiB. Blocks of every format end here.
 const STRETCH: usize = 768;
+/// Tokens whose stretch of activations stays in the second-level cache while all rows of a part go through it: 192 KiB.
+const TOKENS: usize = 64;
 /// Rows of one part of the work.
 const PART_ROWS: usize = 32;
 
@@ -111,46 +114,66 @@ impl Kernel for Rows<'_> {
         let Self { target, first, count, x, tokens, scratch } = self;
         let columns = target.weight.columns();
         let padded = columns.next_multiple_of(LANES);
+        let groups = count.div_ceil(ROWS);
         scratch.weights.resize(ROWS * STRETCH, 0.0);
-        for group in (first..first + count).step_by(ROWS) {
-            let rows = ROWS.min(first + count - group);
+        for chunk in (0..tokens).step_by(TOKENS) {
+            let tokens = TOKENS.min(tokens - chunk);
+            let x = &x[chunk * padded..];
+            let width = tokens * ROWS * LANES;
             scratch.sums.clear();
-            scratch.sums.resize(tokens * ROWS * LANES, 0.0);
-            let stretch =
-                if single::<L>(target.weight, group, rows, x, tokens, &mut scratch.sums) { 0 } else { columns };
-            for begin in (0..stretch).step_by(STRETCH) {
+            scratch.sums.resize(groups * width, 0.0);
+            for begin in (0..columns).step_by(STRETCH) {
                 let length = STRETCH.min(columns - begin);
-                let weights = &mut scratch.weights[..];
-                for (row, to) in weights.chunks_exact_mut(STRETCH).enumerate().take(rows) {
-                    unpack::<L>(
-                        target.weight.dtype(),
-                        target.weight.piece(group + row, begin, length),
-                        &mut to[..length],
-                    );
-                    to[length..length.next_multiple_of(LANES)].fill(0.0);
+                for (group, sums) in scratch.sums.chunks_exact_mut(width).enumerate() {
+                    let from = first + group * ROWS;
+                    let rows = ROWS.min(first + count - from);
+                    if single::<L>(target.weight, from, rows, (x, begin), tokens, sums) {
+                        continue;
+                    }
+                    let weights = &mut scratch.weights[..];
+                    for (row, to) in weights.chunks_exact_mut(STRETCH).enumerate().take(rows) {
+                        let piece = target.weight.piece(from + row, begin, length);
+                        unpack::<L>(target.weight.dtype(), piece, &mut to[..length]);
+                        to[length..length.next_multiple_of(LANES)].fill(0.0);
+                    }
+                    multiply::<L>(weights, &x[begin..], padded, tokens, length.div_ceil(LANES), sums);
                 }
-                let vectors = length.div_ceil(LANES);
-                multiply::<L>(weights, &x[begin..], padded, tokens, vectors, &mut scratch.sums);
             }
-            for (token, sums) in scratch.sums.chunks_exact(ROWS * LANES).enumerate() {
-                for (row, lanes) in sums.chunks_exact(LANES).enumerate().take(rows) {
-                    // SAFETY: `lanes` is eight floats.
-                    let sum = unsafe { L::load(lanes.as_ptr()) }.sum();
-                    let biased = target.bias.map_or(sum, |bias| sum + bias[group + row]);
-                    // SAFETY: `out` is `[tokens, rows of the weight]`, checked in `Cpu::linear`, and nobody else writes
-                    // this row.
-                    unsafe { target.out.add(token * target.weight.rows() + group + row).write(biased) };
+            for (group, sums) in scratch.sums.chunks_exact(width).enumerate() {
+                let from = first + group * ROWS;
+                let rows = ROWS.min(first + count - from);
+                for (token, sums) in sums.chunks_exact(ROWS * LANES).enumerate() {
+                    for (row, lanes) in sums.chunks_exact(LANES).enumerate().take(rows) {
+                        // SAFETY: `lanes` is eight floats.
+                        let sum = unsafe { L::load(lanes.as_ptr()) }.sum();
+                        let biased = target.bias.map_or(sum, |bias| sum + bias[from + row]);
+                        let place = (chunk + token) * target.weight.rows() + from + row;
+                        // SAFETY: `out` is `[tokens, rows of the weight]`, checked in `Cpu::linear`, and nobody else
+                        // writes this row.
+                        unsafe { target.out.add(place).write(biased) };
+                    }
                 }
             }
         }
     }
 }
 
-/// One token with weights of the commonest formats, unpacked in registers; whether it was one.
+/// One token with weights of the commonest formats, unpacked in registers in the first stretch; whether it was one.
 #[inline(always)]
-fn single<L: Lanes>(weight: &Weight, first: usize, rows: usize, x: &[f32], tokens: usize, sums: &mut [f32]) -> bool {
+fn single<L: Lanes>(
+    weight: &Weight,
+    first: usize,
+    rows: usize,
+    (x, begin): (&[f32], usize),
+    tokens: usize,
+    sums: &mut [f32],
+) -> bool {
     if tokens != 1 || rows != ROWS {
         return false;
+    }
+    let known = matches!(weight.dtype(), Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q8_0);
+    if begin > 0 {
+        return known;
     }
     match weight.dtype() {
         Dtype::Q4_0 => single_of::<L, Q4_0>(weight, first, x, sums),

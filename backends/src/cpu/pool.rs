@@ -25,6 +25,13 @@ pub struct Scratch {
     pub sums: Vec<f32>,
 }
 
+/// Where the parts of one operation write, each in a range of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Target(pub *mut f32);
+
+// SAFETY: whoever writes through it says why the ranges are disjoint.
+unsafe impl Sync for Target {}
+
 /// The threads. Dropping it ends them.
 pub struct Pool {
     shared: Arc<Shared>,

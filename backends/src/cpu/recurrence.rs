@@ -6,6 +6,7 @@
 use super::Cpu;
 use super::activation::exp;
 use super::lanes::{Kernel, LANES, Lanes};
+use super::pool::Target;
 use crate::tensor::Scan;
 
 /// Channels that one part of the work takes.
@@ -123,11 +124,6 @@ impl Cpu {
         self.run(Wkv { key, value, decay, first, state, out });
     }
 }
-
-struct Target(*mut f32);
-
-// SAFETY: parts write disjoint places.
-unsafe impl Sync for Target {}
 
 /// Rows of `padded` numbers, the first `places` of each as they are in `x`, the rest 0.
 fn widened(x: &[f32], places: usize, padded: usize) -> Vec<f32> {
