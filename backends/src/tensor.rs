@@ -9,6 +9,7 @@
 
 pub mod op;
 
+mod convolution;
 mod eager;
 mod fused;
 mod lower;

@@ -4,10 +4,10 @@ use candle_core::{CpuStorage, DType, Storage, Tensor as Candle};
 
 use crate::cpu::{Keys, Product};
 
-use super::op::{Attention, Binary, Compare, Convolution, Experts, NormKind, Op, Reduce, Unary, stretch};
+use super::op::{Attention, Binary, Compare, Experts, NormKind, Op, Reduce, Unary, stretch};
 use super::{
     Activation, AttentionShape, Engine, KeysValues, Kind, QueryRow, RopeStyle, Tensor, TensorError, Value, Weight,
-    lower, recurrence, shape,
+    convolution, lower, recurrence, shape,
 };
 
 type Result<T> = std::result::Result<T, TensorError>;
@@ -29,7 +29,7 @@ pub(super) fn apply(op: &Op, args: &[&Tensor]) -> Result<Vec<Tensor>> {
             Some(out) => out,
             None => return lower(op, args),
         },
-        Op::Convolution(conv) => convolution(engine, conv, args)?,
+        Op::Convolution(conv) => convolution::eager(engine, conv, args)?,
         Op::Experts(experts) => self::experts(engine, *experts, args)?,
         Op::CausalConvolution { .. } | Op::Scan(_) | Op::Wkv => return recurrence::eager(engine, op, args),
         Op::GroupNorm { .. } | Op::Softmax { .. } | Op::ConvolutionTransposed(_) => return lower(op, args),
@@ -219,7 +219,7 @@ fn top_k(engine: &Engine, x: &Tensor, count: usize) -> Result<Vec<Tensor>> {
 }
 
 /// The weight as kernels read it; computed ones are copied.
-fn stored(tensor: &Tensor) -> Result<std::sync::Arc<Weight>> {
+pub(super) fn stored(tensor: &Tensor) -> Result<std::sync::Arc<Weight>> {
     match tensor.as_stored() {
         Some(weight) => Ok(weight.clone()),
         None => Ok(std::sync::Arc::new(Weight::from_floats(tensor.dims(), &tensor.to_vec()?))),
@@ -386,113 +386,6 @@ pub(super) fn attention_paged(
     let mut out = vec![0.0; tokens * sizes.heads * sizes.value_head];
     q.read(|values| q.engine().kernels().attention(sizes, values, queries, sequences, sinks.as_deref(), &mut out))?;
     Tensor::new(q.engine(), out, &[tokens, sizes.heads * sizes.value_head])
-}
-
-/// As a product: each place of the output becomes a row of what its taps see.
-fn convolution(engine: &Engine, conv: &Convolution, args: &[&Tensor]) -> Result<Tensor> {
-    let (x, weight) = (args[0], stored(args[1])?);
-    let out_dims = Op::Convolution(conv.clone()).infer(args)?.remove(0).1;
-    let bias = args.get(2).map(|bias| bias.to_vec()).transpose()?;
-    let rows = Patches::new(conv, x.dims(), args[1].dims(), &out_dims);
-    let (outputs, group) = (weight.rows(), weight.rows() / conv.groups);
-    let (batch, places) = (out_dims[0], rows.places);
-    let mut out = vec![0.0; batch * outputs * places];
-    // A few places at once: the patches of a large image take several times what it takes itself.
-    let most = (PATCH_VALUES / weight.columns().max(1)).clamp(1, places.max(1));
-    let mut patches = vec![0.0; most * weight.columns()];
-    let mut product = vec![0.0; most * group];
-    let groups: Vec<Weight> = (0..conv.groups).map(|number| weight.rows_of(number * group, group)).collect();
-    x.read(|x| {
-        for image in 0..batch {
-            for (number, weight) in groups.iter().enumerate() {
-                let bias = bias.as_ref().map(|bias| &bias[number * group..][..group]);
-                let out = &mut out[(image * outputs + number * group) * places..][..group * places];
-                for first in (0..places).step_by(most) {
-                    let count = most.min(places - first);
-                    let patches = &mut patches[..count * weight.columns()];
-                    let product = &mut product[..count * group];
-                    rows.fill(&x[image * rows.image..][..rows.image], number, first, patches);
-                    engine.kernels().linear(patches, count, &mut [Product { weight, bias, out: &mut *product }]);
-                    for (place, row) in product.chunks_exact(group).enumerate() {
-                        let place = first + place;
-                        row.iter().enumerate().for_each(|(channel, &value)| out[channel * places + place] = value);
-                    }
-                }
-            }
-        }
-    })?;
-    Tensor::new(engine, out, &out_dims)
-}
-
-/// Values of patches that a convolution has at once.
-const PATCH_VALUES: usize = 1 << 22;
-
-/// Where the taps of a convolution lie, in up to three dimensions.
-struct Patches {
-    channels: usize,
-    image: usize,
-    places: usize,
-    size: [usize; 3],
-    taps: [usize; 3],
-    out: [usize; 3],
-    stride: [usize; 3],
-    before: [usize; 3],
-    dilation: [usize; 3],
-}
-
-impl Patches {
-    fn new(conv: &Convolution, x: &[usize], weight: &[usize], out: &[usize]) -> Self {
-        // Fewer dimensions are the last of three.
-        let three = |values: &[usize]| {
-            let mut all = [1; 3];
-            all[3 - values.len()..].copy_from_slice(values);
-            all
-        };
-        let mut before = [0; 3];
-        let first = 3 - conv.padding.len();
-        conv.padding.iter().enumerate().for_each(|(axis, (zeros, _))| before[first + axis] = *zeros);
-        Self {
-            channels: weight[1],
-            image: x[1..].iter().product(),
-            places: out[2..].iter().product(),
-            size: three(&x[2..]),
-            taps: three(&weight[2..]),
-            out: three(&out[2..]),
-            stride: three(&conv.stride),
-            before,
-            dilation: three(&conv.dilation),
-        }
-    }
-
-    /// The patches of places from `first` on: `[places, channels of the group * taps]`.
-    fn fill(&self, image: &[f32], group: usize, first: usize, patches: &mut [f32]) {
-        let [depth, height, width] = self.size;
-        let area = depth * height * width;
-        let row = self.channels * self.taps.iter().product::<usize>();
-        let inside = |axis: usize, place: usize, tap: usize| {
-            let at = place * self.stride[axis] + tap * self.dilation[axis];
-            at.checked_sub(self.before[axis]).filter(|&at| at < self.size[axis])
-        };
-        for (place, patch) in (first..).zip(patches.chunks_exact_mut(row)) {
-            let at = [place / (self.out[1] * self.out[2]), place / self.out[2] % self.out[1], place % self.out[2]];
-            let mut to = patch.iter_mut();
-            for channel in 0..self.channels {
-                let from = &image[(group * self.channels + channel) * area..][..area];
-                for z in 0..self.taps[0] {
-                    let z = inside(0, at[0], z);
-                    for y in 0..self.taps[1] {
-                        let line = z.and_then(|z| Some((z * height + inside(1, at[1], y)?) * width));
-                        for x in 0..self.taps[2] {
-                            let value = line.and_then(|line| Some(from[line + inside(2, at[2], x)?]));
-                            if let Some(to) = to.next() {
-                                *to = value.unwrap_or(0.0);
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// One expert for all of `x`.
