@@ -153,6 +153,16 @@ impl Config {
         self.optional(key, "a positive whole number", size)
     }
 
+    /// A number of parts of which there may be none, at most 2^31; may be left out.
+    ///
+    /// # Errors
+    ///
+    /// When it is mistyped.
+    pub fn optional_count(&self, key: &str) -> Result<Option<usize>, ConfigError> {
+        let count = |value: &Value| value.as_u64().filter(|&count| count <= 1 << 31).map(|count| count as usize);
+        self.optional(key, "a whole number of 0 or more", count)
+    }
+
     /// A size under one of two keys: checkpoints of one type use both.
     ///
     /// # Errors
@@ -259,7 +269,7 @@ impl Config {
         self.optional(key, "a list of sizes or of lists of them", |value| value.as_array()?.iter().map(sizes).collect())
     }
 
-    /// A list of places, counted from 0; empty when it is left out.
+    /// A list of places or numbers of parts, counted from 0; empty when it is left out.
     ///
     /// # Errors
     ///

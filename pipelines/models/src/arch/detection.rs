@@ -10,7 +10,7 @@ use crate::config::{Config, ConfigError};
 use crate::rules::Rule;
 use crate::spec::AttentionSpec;
 use crate::spec::detection::PlaceSpec;
-use crate::spec::vision::BackboneSpec;
+use crate::spec::vision::{BackboneSpec, ResidualNetSpec};
 
 /// The weights of a `ResNet` as a part, by the names of the library's own and by those of timm.
 const BACKBONE: &[Rule] = &[
@@ -56,12 +56,13 @@ fn backbone(config: &Config, timm_stages: &[usize]) -> Result<(BackboneSpec, Vec
     }
     let section = config.section("backbone_config")?;
     if let (None, Some(name)) = (&section, name.filter(|name| name != "resnet50")) {
-        return Err(unsupported("the backbone", name, vec!["resnet50", "one that backbone_config describes"]));
+        let supported = vec!["resnet50", "one that backbone_config describes"];
+        return Err(unsupported(&config.path("backbone"), name, supported));
     }
     let section = section.unwrap_or_default();
     let kind = section.optional_text("model_type")?.unwrap_or_else(|| "resnet".into());
     if kind != "resnet" {
-        return Err(unsupported("the backbone", kind, vec!["resnet"]));
+        return Err(unsupported(&section.path("model_type"), kind, vec!["resnet"]));
     }
     let backbone = resnet::backbone(&section)?;
     let stages = stages(&section, backbone.stages.len())?;
@@ -70,9 +71,6 @@ fn backbone(config: &Config, timm_stages: &[usize]) -> Result<(BackboneSpec, Vec
 
 /// A backbone that timm knows by a name.
 fn timm_backbone(config: &Config, name: &str, stages: &[usize]) -> Result<(BackboneSpec, Vec<usize>), ModelError> {
-    if config.truth_or("dilation", false)? {
-        return Err(unsupported("dilation", "true".into(), vec!["false"]));
-    }
     let options = config.section("backbone_kwargs")?.unwrap_or_default();
     let channels = match options.optional_size("in_chans")? {
         Some(channels) => channels,
@@ -83,10 +81,22 @@ fn timm_backbone(config: &Config, name: &str, stages: &[usize]) -> Result<(Backb
     if stages.is_empty() || stages.iter().any(|&stage| stage > 4) || !stages.is_sorted() {
         return Err(options.wrong("out_indices", "stages from 1 to 4").into());
     }
-    if let Some(key) = options.keys().find(|key| !["in_chans", "out_indices"].contains(key)) {
-        return Err(unsupported("of backbone_kwargs", key.to_owned(), vec!["in_chans", "out_indices"]));
+    const KNOWN: [&str; 3] = ["in_chans", "out_indices", "output_stride"];
+    if let Some(key) = options.keys().find(|key| !KNOWN.contains(key)) {
+        return Err(unsupported(&config.path("backbone_kwargs"), key.to_owned(), KNOWN.to_vec()));
     }
-    Ok((BackboneSpec::Residual(resnet::timm(name, channels)?), stages))
+    let stride_max = match options.optional_size("output_stride")? {
+        // timm itself takes no others.
+        Some(stride) if ![8, 16, 32].contains(&stride) => {
+            return Err(options.wrong("output_stride", "8, 16 or 32").into());
+        }
+        None if config.truth_or("dilation", false)? => Some(16),
+        stride => stride,
+    };
+    let mut backbone = ResidualNetSpec { stride_max, ..resnet::timm(name, channels)? };
+    // timm leaves away what comes after the last stage that is asked for.
+    backbone.stages.truncate(stages.last().copied().unwrap_or(0));
+    Ok((BackboneSpec::Residual(backbone), stages))
 }
 
 /// What says where places are; `shift` is added to the numbers of rows where they become waves.
@@ -95,7 +105,7 @@ fn places(config: &Config, shift: f32) -> Result<PlaceSpec, ModelError> {
     match kind.as_str() {
         "sine" => Ok(PlaceSpec::Waves { shift }),
         "learned" => Ok(PlaceSpec::Learned),
-        _ => Err(unsupported("the position_embedding_type", kind, vec!["sine", "learned"])),
+        _ => Err(unsupported(&config.path("position_embedding_type"), kind, vec!["sine", "learned"])),
     }
 }
 

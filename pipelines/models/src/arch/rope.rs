@@ -31,7 +31,7 @@ pub(super) fn scaling(config: &Config, base: f64, rotated: usize) -> Result<Rope
 /// The axes that the frequencies of `rotated` elements belong to, where positions are places.
 pub(super) fn axes(config: &Config, rotated: usize) -> Result<RopeAxes, ModelError> {
     let section = config.section("rope_scaling")?.unwrap_or_default();
-    let sections = section.optional_sizes(SECTIONS)?.unwrap_or_default();
+    let sections = section.places(SECTIONS)?;
     if sections.len() != 3 || sections.iter().sum::<usize>() != rotated / 2 {
         return Err(section.wrong(SECTIONS, format!("three sizes that make {} together", rotated / 2)).into());
     }

@@ -36,12 +36,20 @@ impl Residual {
         let stem = NormedConvolution::load(loader, "stem", stem, &[spec.stem, spec.channels, 7, 7], spec.activation)?;
         let mut before = spec.stem;
         let mut stages = Vec::with_capacity(spec.stages.len());
+        // The stem and the pooling after it make an image four times smaller.
+        let (mut smaller, mut dilation) = (4, 1);
         for (number, stage) in spec.stages.iter().enumerate() {
+            let halved = number > 0 || spec.halved_first;
+            let bounded = halved && spec.stride_max.is_some_and(|most| smaller >= most);
+            let first_stride = if halved && !bounded { 2 } else { 1 };
+            // The first block of a stage sees its neighbours as the stage before does.
+            let first_dilation = dilation;
+            (smaller, dilation) = (smaller * first_stride, if bounded { 2 * dilation } else { dilation });
             let mut blocks = Vec::new();
             for block in 0..stage.blocks {
-                let halved = block == 0 && (number > 0 || spec.halved_first);
+                let (stride, first) = if block == 0 { (first_stride, first_dilation) } else { (1, dilation) };
                 let part = loader.part(&format!("stages.{number}.blocks.{block}"));
-                blocks.push(Block::load(&part, spec.block, before, stage.width, if halved { 2 } else { 1 })?);
+                blocks.push(Block::load(&part, spec.block, [before, stage.width], stride, [first, dilation])?);
                 before = stage.width;
             }
             stages.push(blocks);
@@ -76,30 +84,38 @@ impl Residual {
 }
 
 impl Block {
+    /// dilations: of the first convolution of nine taps, and of a second.
     fn load(
         loader: &Loader<'_>,
         kind: ResidualBlock,
-        inputs: usize,
-        outputs: usize,
+        [inputs, outputs]: [usize; 2],
         stride: usize,
+        dilations: [usize; 2],
     ) -> Result<Self, ModelError> {
-        let conv = |number: usize, [outputs, inputs]: [usize; 2], taps: usize, stride: usize, act: Activation| {
-            let op = Op::new(2).stride(stride).padding(taps / 2);
-            NormedConvolution::load(loader, &format!("convs.{number}"), op, &[outputs, inputs, taps, taps], act)
+        let load = |number: usize, op: Op, dims: &[usize; 4], act: Activation| {
+            NormedConvolution::load(loader, &format!("convs.{number}"), op, dims, act)
+        };
+        let narrowed = |number: usize, [outputs, inputs]: [usize; 2], stride: usize, act: Activation| {
+            load(number, Op::new(2).stride(stride), &[outputs, inputs, 1, 1], act)
+        };
+        let seen = |number: usize, [outputs, inputs]: [usize; 2], [stride, dilation]: [usize; 2], act: Activation| {
+            let op = Op::new(2).stride(stride).padding(dilation).dilation(dilation);
+            load(number, op, &[outputs, inputs, 3, 3], act)
         };
         // Within a block the activation is always this one.
         let (inner, last) = (Activation::Relu, Activation::Identity);
         let convs = match kind {
             ResidualBlock::Basic => {
-                vec![conv(0, [outputs, inputs], 3, stride, inner)?, conv(1, [outputs, outputs], 3, 1, last)?]
+                let [first, second] = dilations;
+                vec![seen(0, [outputs, inputs], [stride, first], inner)?, seen(1, [outputs; 2], [1, second], last)?]
             }
             ResidualBlock::Bottleneck { halved_early } => {
                 let narrow = outputs / 4;
                 let (early, late) = if halved_early { (stride, 1) } else { (1, stride) };
                 vec![
-                    conv(0, [narrow, inputs], 1, early, inner)?,
-                    conv(1, [narrow, narrow], 3, late, inner)?,
-                    conv(2, [outputs, narrow], 1, 1, last)?,
+                    narrowed(0, [narrow, inputs], early, inner)?,
+                    seen(1, [narrow; 2], [late, dilations[0]], inner)?,
+                    narrowed(2, [outputs, narrow], 1, last)?,
                 ]
             }
         };

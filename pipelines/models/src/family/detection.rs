@@ -27,6 +27,7 @@ pub struct Detection {
     decoder: Vec<Finder>,
     queries: Tensor,
     norm: Norm,
+    normed_between: bool,
     head: Option<Head>,
 }
 
@@ -71,8 +72,9 @@ impl Detection {
             };
             (0..of.layers).map(layer).collect::<Result<Vec<_>, _>>()
         };
-        let width = spec.backbone.width();
         let widths: Vec<usize> = spec.stages.iter().map(|&stage| spec.backbone.stage_width(stage)).collect();
+        // Places are those of the last map that is used, which need not be the last of all.
+        let width = widths.last().copied().unwrap_or_else(|| spec.backbone.width());
         let head = |labels: usize, part: &str, masks: Option<Masks>| {
             let part = loader.part(part);
             let boxes = Perceptron::load(&part, "boxes", &[hidden, hidden, hidden, 4])?;
@@ -87,6 +89,7 @@ impl Detection {
             decoder: layers("decoder", &spec.decoder, true)?,
             queries: loader.weight("queries", &[spec.queries, hidden])?,
             norm: Norm::load(loader, "final_norm", &spec.norm, hidden)?,
+            normed_between: spec.normed_between,
             head: match spec.head {
                 DetectionHead::States => None,
                 DetectionHead::Objects { labels, .. } => Some(head(labels, "objects", None)?),
@@ -125,6 +128,7 @@ impl Detection {
         let mut found = queries.scale(0.0).map_err(at())?;
         for layer in &self.decoder {
             found = layer.of_objects(&found, &queries, &looked)?;
+            found = if self.normed_between { self.norm.forward(&found)? } else { found };
         }
         let found = self.norm.forward(&found)?;
         let mut outputs = Vec::new();

@@ -7,6 +7,7 @@ use crate::ModelError;
 use crate::backbone::Backbone;
 use crate::cache::{Row, State};
 use crate::family::decoder::Batch;
+use crate::family::dual_encoder::unit;
 use crate::family::vision::asked;
 use crate::layers::attention::Source;
 use crate::layers::embed::Tokens;
@@ -32,7 +33,17 @@ pub struct VisionLanguage {
 enum Task {
     Caption(Writer),
     Answer { reader: Stack, writer: Writer },
-    Match { reader: Stack, matrix: Linear },
+    Match(Matcher),
+}
+
+/// What compares a text with an image, with its weights.
+#[derive(Debug)]
+struct Matcher {
+    reader: Stack,
+    /// To logits of not fitting and fitting, of a text that looks at the image.
+    fitting: Linear,
+    /// To vectors of one space, of an image and of a text by itself.
+    vectors: [Linear; 2],
 }
 
 /// What writes texts, with its weights.
@@ -63,9 +74,13 @@ impl VisionLanguage {
                 let first_hidden = writer.first == writer.padding;
                 Task::Answer { reader: reader(stack)?, writer: Writer::load(loader, writer, first_hidden)? }
             }
-            TaskSpec::Match { reader: stack } => {
-                let matrix = loader.linear("head.match", 2, stack.hidden, true)?;
-                Task::Match { reader: reader(stack)?, matrix }
+            TaskSpec::Match { reader: stack, space } => {
+                let vector = |name: &str, width: usize| loader.linear(name, *space, width, true);
+                Task::Match(Matcher {
+                    fitting: loader.linear("head.match", 2, stack.hidden, true)?,
+                    vectors: [vector("head.image", spec.image.width())?, vector("head.text", stack.hidden)?],
+                    reader: reader(stack)?,
+                })
             }
         };
         let places = match &spec.image {
@@ -83,7 +98,7 @@ impl VisionLanguage {
         let texts = match &self.task {
             Task::Caption(writer) => [Some(&writer.stack), None],
             Task::Answer { reader, writer } => [Some(reader), Some(&writer.stack)],
-            Task::Match { reader, .. } => [Some(reader), None],
+            Task::Match(matcher) => [Some(&matcher.reader), None],
         };
         self.image.stack().into_iter().chain(texts.into_iter().flatten())
     }
@@ -92,7 +107,7 @@ impl VisionLanguage {
     pub fn extent(&self) -> Option<Extent> {
         let writer = match &self.task {
             Task::Caption(writer) | Task::Answer { writer, .. } => writer,
-            Task::Match { .. } => return None,
+            Task::Match(_) => return None,
         };
         let spec = writer.stack.spec();
         let written = match spec.embed.positions {
@@ -109,7 +124,8 @@ impl VisionLanguage {
     }
 
     /// Answers all that the model's class answers: of `input_ids` and perhaps `attention_mask`, and of an image as
-    /// [`asked`] says. A text that answers a question is no part of it.
+    /// [`asked`] says. A text that answers a question is no part of it. A text is compared with an image as
+    /// `use_itm_head` says: looking at it, or each by itself.
     ///
     /// # Errors
     ///
@@ -120,27 +136,19 @@ impl VisionLanguage {
             Task::Answer { .. } => {
                 inputs.only(&[&known[..], &["decoder_input_ids", "decoder_attention_mask"]].concat())?;
             }
-            _ => inputs.only(&known)?,
+            Task::Match(_) => inputs.only(&[&known[..], &["use_itm_head"]].concat())?,
+            Task::Caption(_) => inputs.only(&known)?,
         }
         let seen = self.see(inputs)?;
         let mut outputs = match &self.task {
             Task::Caption(writer) => {
                 let batch = Batch::of(inputs, "input_ids", "attention_mask")?;
-                let states = read(&writer.stack, &batch, &source(&seen)?)?;
+                let states = read(&writer.stack, &batch, Some(&source(&seen)?))?;
                 let logits = batch.apart(&writer.logits(&states)?).map_err(ModelError::at("logits"))?;
                 vec![("logits".into(), logits), ("image_embeds".into(), seen.clone())]
             }
             Task::Answer { .. } => vec![("image_embeds".into(), seen.clone())],
-            Task::Match { reader, matrix } => {
-                let batch = Batch::of(inputs, "input_ids", "attention_mask")?;
-                let states = read(reader, &batch, &source(&seen)?)?;
-                let run = || {
-                    let states = batch.apart(&states)?;
-                    Ok::<_, TensorError>((states.at(1, 0)?.linear(matrix)?, states))
-                };
-                let (score, states) = run().map_err(ModelError::at("match"))?;
-                vec![("itm_score".into(), score), ("question_embeds".into(), states)]
-            }
+            Task::Match(matcher) => matcher.compare(inputs, &seen)?,
         };
         outputs.push(("last_hidden_state".into(), seen));
         Ok(outputs)
@@ -168,12 +176,12 @@ impl VisionLanguage {
                 writer.begin(batch.known.chunks(batch.length.max(1)).map(prompt).collect(), &source(&seen)?)
             }
             Task::Answer { reader, writer } => {
-                let read = read(reader, &batch, &source(&seen)?)?;
+                let read = read(reader, &batch, Some(&source(&seen)?))?;
                 let question =
                     Source { states: read, lengths: vec![batch.length; batch.sequences], absent: Vec::new() };
                 writer.begin(vec![vec![writer.first]; batch.sequences], &question)
             }
-            Task::Match { .. } => Err(ModelError::no_generation()),
+            Task::Match(_) => Err(ModelError::no_generation()),
         }
     }
 
@@ -185,7 +193,7 @@ impl VisionLanguage {
     pub fn next(&self, tokens: &[i64], state: &mut State) -> Result<Tensor, ModelError> {
         match &self.task {
             Task::Caption(writer) | Task::Answer { writer, .. } => writer.next(tokens, state),
-            Task::Match { .. } => Err(ModelError::no_generation()),
+            Task::Match(_) => Err(ModelError::no_generation()),
         }
     }
 }
@@ -200,10 +208,31 @@ fn source(seen: &Tensor) -> Result<Source, ModelError> {
     run().map_err(ModelError::at("image"))
 }
 
-/// The states of texts that look at something: `[batch * length, hidden]`.
-fn read(stack: &Stack, batch: &Batch, source: &Source) -> Result<Tensor, ModelError> {
+/// The states of texts, which may look at something: `[batch * length, hidden]`.
+fn read(stack: &Stack, batch: &Batch, source: Option<&Source>) -> Result<Tensor, ModelError> {
     let rows = batch.rows();
-    stack.states(batch.tokens(), &Reading { source: Some(source), ..batch.reading(&rows) }, None)
+    stack.states(batch.tokens(), &Reading { source, ..batch.reading(&rows) }, None)
+}
+
+impl Matcher {
+    /// seen: `[images, places, width]`. To logits `[batch, 2]`, or similarities `[images, texts]`, and the texts' states.
+    fn compare(&self, inputs: &Inputs, seen: &Tensor) -> Result<Outputs, ModelError> {
+        let batch = Batch::of(inputs, "input_ids", "attention_mask")?;
+        let at = || ModelError::at("match");
+        let looking = inputs.number("use_itm_head").is_none_or(|number| number != 0.0);
+        let source = looking.then(|| source(seen)).transpose()?;
+        let states = batch.apart(&read(&self.reader, &batch, source.as_ref())?).map_err(at())?;
+        let score = || {
+            let first = states.at(1, 0)?;
+            if looking {
+                return first.linear(&self.fitting);
+            }
+            let [image, text] = &self.vectors;
+            unit(&seen.at(1, 0)?.linear(image)?)?.matmul(&unit(&first.linear(text)?)?.transpose(0, 1)?)
+        };
+        let score = score().map_err(at())?;
+        Ok(vec![("itm_score".into(), score), ("question_embeds".into(), states)])
+    }
 }
 
 impl Writer {

@@ -22,6 +22,8 @@ pub struct DetectionSpec {
     pub queries: usize,
     /// The norm within layers and after the last.
     pub norm: NormSpec,
+    /// Whether the norm after the last layer of objects comes after each of them, too.
+    pub normed_between: bool,
     /// What is said of objects.
     pub head: DetectionHead,
 }

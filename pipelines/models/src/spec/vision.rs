@@ -308,6 +308,9 @@ pub struct ResidualNetSpec {
     pub stages: Vec<StageSpec>,
     /// Whether the first has half the height and width of what it is given, too.
     pub halved_first: bool,
+    /// How many times smaller than the image a map may become, where that is bounded: stages beyond keep their height and
+    /// width, and their convolutions see as far by gaps (<https://arxiv.org/abs/1606.00915>).
+    pub stride_max: Option<usize>,
     /// The blocks.
     pub block: ResidualBlock,
     /// What the stem's states and the sums go through.

@@ -24,10 +24,12 @@ pub enum TaskSpec {
         /// What writes the answer, looking at the states of the question.
         writer: WriterSpec,
     },
-    /// One is compared with the image: logits of not fitting and fitting.
+    /// One is compared with the image.
     Match {
         /// What reads the text, looking at the image.
         reader: StackSpec,
+        /// Elements of the vectors by which each text is compared with each image, where none looks at the other.
+        space: usize,
     },
 }
 

@@ -61,7 +61,8 @@ fn spec(config: &Config, _: HeadKind) -> Result<Spec, ModelError> {
     if or("codebook_dim", width)? != width {
         return Err(config.wrong("codebook_dim", format!("the {width} of hidden_size")).into());
     }
-    let (residuals, recurrent) = (or("num_residual_layers", 1)?, or("num_lstm_layers", 2)?);
+    let residuals = config.optional_count("num_residual_layers")?.unwrap_or(1);
+    let recurrent = or("num_lstm_layers", 2)?;
     if ratios.len() > PARTS_MAX || residuals > PARTS_MAX || recurrent > PARTS_MAX {
         return Err(config.wrong("upsampling_ratios", format!("at most {PARTS_MAX} parts")).into());
     }
@@ -120,7 +121,10 @@ fn layers(
         None => Err(config.wrong(key, format!("a size that keeps layers below {REACH_MAX}"))),
     };
     wide("num_filters", filters.checked_shl(ratios.len() as u32))?;
-    wide("residual_kernel_size", growth.checked_pow(residuals as u32 - 1).and_then(|far| far.checked_mul(inner_taps)))?;
+    wide(
+        "residual_kernel_size",
+        growth.checked_pow((residuals as u32).saturating_sub(1)).and_then(|far| far.checked_mul(inner_taps)),
+    )?;
     if filters < compress {
         return Err(config.wrong("compress", format!("at most the {filters} of num_filters")).into());
     }

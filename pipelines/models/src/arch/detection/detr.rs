@@ -110,6 +110,8 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         decoder: finder("decoder")?,
         queries: config.optional_size("num_queries")?.unwrap_or(100),
         norm: NormSpec::layer(1e-5),
+        // What each layer would be trained by is what the next one sees in the reference.
+        normed_between: config.truth_or("auxiliary_loss", false)?,
         head,
     })))
 }

@@ -31,8 +31,12 @@ fn spec(config: &Config, _: HeadKind) -> Result<Spec, ModelError> {
     if axes.iter().sum::<usize>() != head || axes.iter().any(|axis| !axis.is_multiple_of(2)) {
         return Err(config.wrong("axes_dims_rope", format!("even numbers of the sum {head}")).into());
     }
-    let joint = if config.has("num_layers") { layers(config, "num_layers")? } else { 19 };
-    let single = if config.has("num_single_layers") { layers(config, "num_single_layers")? } else { 38 };
+    let depth = |key: &str, default: usize| match config.optional_count(key)? {
+        Some(0) => Ok(0),
+        Some(_) => layers(config, key),
+        None => Ok(default),
+    };
+    let (joint, single) = (depth("num_layers", 19)?, depth("num_single_layers", 38)?);
     Ok(Spec::Dit(Box::new(DitSpec {
         image: ImageTokensSpec::Given,
         inputs,

@@ -4,7 +4,7 @@ use crate::ModelError;
 use crate::arch::decoder::{activation, layers};
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, decoder_head, labels, no_such_head};
 use crate::config::Config;
-use crate::rules::Rule;
+use crate::rules::{Rule, joined};
 use crate::spec::encoder_decoder::{EncoderDecoderHead, EncoderDecoderSpec, SourceSpec};
 use crate::spec::{
     AttentionSpec, BiasSpec, DecoderSpec, EmbedSpec, FfnSpec, LayerSpec, LogitsSpec, MixerSpec, MlpSpec, NormSpec,
@@ -14,7 +14,7 @@ use crate::spec::{
 /// The model type.
 pub const ARCH: Arch = Arch {
     architecture: Architecture::Speech,
-    hugging_face: HuggingFace { model_type: "whisper", classes: CLASSES, spec, stack: STACK, heads: HEADS },
+    hugging_face: HuggingFace { model_type: "whisper", classes: CLASSES, spec, stack: NAMES, heads: HEADS },
     gguf: None,
 };
 
@@ -70,6 +70,24 @@ pub(super) const STACK: &[Rule] = &[
     Rule::new("layers.{}.mlp_norm", "layers.{}.final_layer_norm"),
 ];
 
+/// The same, and the names of an encoder alone.
+const NAMES: &[Rule] = &joined::<{ STACK.len() + ENCODER.len() }>(STACK, ENCODER);
+
+const ENCODER: &[Rule] = &[
+    Rule::new("encoder.conv.1", "conv1"),
+    Rule::new("encoder.conv.2", "conv2"),
+    Rule::new("encoder.positions", "embed_positions"),
+    Rule::new("encoder.final_norm", "layer_norm"),
+    Rule::new("encoder.layers.{}.attn_norm", "layers.{}.self_attn_layer_norm"),
+    Rule::new("encoder.layers.{}.attn.q", "layers.{}.self_attn.q_proj"),
+    Rule::new("encoder.layers.{}.attn.k", "layers.{}.self_attn.k_proj"),
+    Rule::new("encoder.layers.{}.attn.v", "layers.{}.self_attn.v_proj"),
+    Rule::new("encoder.layers.{}.attn.out", "layers.{}.self_attn.out_proj"),
+    Rule::new("encoder.layers.{}.mlp.up", "layers.{}.fc1"),
+    Rule::new("encoder.layers.{}.mlp.down", "layers.{}.fc2"),
+    Rule::new("encoder.layers.{}.mlp_norm", "layers.{}.final_layer_norm"),
+];
+
 const HEADS: &[Rule] = &[
     Rule::new("head.next_token", "proj_out"),
     Rule::new("head.dense", "projector"),
@@ -96,10 +114,9 @@ fn stack(config: &Config, decoder: bool, alone: bool) -> Result<StackSpec, Model
         residual: ResidualSpec::Sequential,
         residual_scale: 1.0,
     };
-    let scaled = config.truth_or("scale_embedding", false)?;
+    // The reference reads `scale_embedding`, and scales nothing.
     let embed = if decoder {
         EmbedSpec {
-            scale: if scaled { (hidden as f64).sqrt() as f32 } else { 1.0 },
             positions: PositionSpec::Learned { rows: context(config)?, first: 0, padding: None },
             ..EmbedSpec::plain(config.size("vocab_size")?, hidden)
         }

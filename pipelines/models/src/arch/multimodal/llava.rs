@@ -37,16 +37,16 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     let text = config.section("text_config")?.unwrap_or_default();
     let image = config.section("vision_config")?.unwrap_or_default();
     let (Spec::Decoder(mut decoder), of_text) = within(&text, "llama", kind)? else {
-        return Err(unsupported("the text_config's model", "another".into(), vec!["decoders of text"]));
+        return Err(unsupported(&text.path("model_type"), "another".into(), vec!["decoders of text"]));
     };
     if let HeadSpec::NextToken(logits) = decoder.head {
         // The head is this type's own.
         decoder.head = HeadSpec::NextToken(LogitsSpec::plain(logits.tied));
     }
     let (tower, of_image) = within(&image, "clip_vision_model", HeadKind::States)?;
-    let (tower, part) = backbone(tower)?;
+    let (tower, part) = backbone(tower, &image)?;
     let BackboneSpec::Patches(patches) = &tower else {
-        return Err(unsupported("the vision_config's model", "another".into(), vec!["models of patches"]));
+        return Err(unsupported(&image.path("model_type"), "another".into(), vec!["models of patches"]));
     };
     let layers = layers(config, patches.stack.layers.len())?;
     let strategy = config.optional_text("vision_feature_select_strategy")?.unwrap_or_else(|| "default".into());
@@ -90,15 +90,13 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
 }
 
 /// The backbone of a model of images, and the part of its names that it is.
-fn backbone(spec: Spec) -> Result<(BackboneSpec, Option<&'static str>), ModelError> {
-    match spec {
-        Spec::Vision(spec) => Ok((spec.backbone, spec.part)),
-        Spec::DualEncoder(spec) => match spec.image {
-            Some(image) => Ok((image.backbone, Some("image"))),
-            None => Err(unsupported("the vision_config's model", "one of texts".into(), vec!["models of images"])),
-        },
-        _ => Err(unsupported("the vision_config's model", "another".into(), vec!["models of images"])),
-    }
+fn backbone(spec: Spec, config: &Config) -> Result<(BackboneSpec, Option<&'static str>), ModelError> {
+    let image = match spec {
+        Spec::Vision(spec) => return Ok((spec.backbone, spec.part)),
+        Spec::DualEncoder(spec) => spec.image.map(|image| (image.backbone, Some("image"))),
+        _ => None,
+    };
+    image.ok_or_else(|| unsupported(&config.path("model_type"), "another".into(), vec!["models of images"]))
 }
 
 /// The layers whose states are joined, of `depth`: counted from the end where negative.

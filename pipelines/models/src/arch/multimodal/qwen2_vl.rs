@@ -88,12 +88,12 @@ fn text(config: &Config, kind: HeadKind) -> Result<DecoderSpec, ModelError> {
     };
     let layout = Layout { context: 32_768, ..LAYOUT };
     let Spec::Decoder(mut decoder) = llama::like_llama(config, kind, layout, change)? else {
-        return Err(unsupported("the text_config's model", "another".into(), vec!["decoders of text"]));
+        return Err(unsupported(&config.path("model_type"), "another".into(), vec!["decoders of text"]));
     };
     for rope in &mut decoder.stack.ropes {
         if matches!(rope.scaling, RopeScaling::Dynamic { .. } | RopeScaling::Long { .. }) {
             let found = "one that depends on a length".into();
-            return Err(unsupported("with places, the rope_scaling", found, vec!["default, linear, yarn, llama3"]));
+            return Err(unsupported(&config.path("rope_scaling"), found, vec!["default, linear, yarn, llama3"]));
         }
         rope.axes = rope::axes(config, rope.rotated)?;
     }

@@ -60,6 +60,7 @@ pub(in crate::arch) fn backbone(config: &Config) -> Result<ResidualNetSpec, Mode
         stem: config.optional_size("embedding_size")?.unwrap_or(64),
         stages: widths.iter().zip(&depths).map(stage).collect(),
         halved_first: config.truth_or("downsample_in_first_stage", false)?,
+        stride_max: None,
         block,
         activation: activation(config, "hidden_act", "relu")?,
     })
@@ -85,6 +86,7 @@ pub(in crate::arch) fn timm(name: &str, channels: usize) -> Result<ResidualNetSp
         stem: 64,
         stages: widths.into_iter().zip(depths).map(|(width, blocks)| StageSpec { width, blocks }).collect(),
         halved_first: false,
+        stride_max: None,
         block,
         activation: Activation::Relu,
     })

@@ -45,6 +45,8 @@ const STACK: &[Rule] = &[
     Rule::new("text.pool", "text_model.pooler.dense"),
     Rule::new("text.projection", "text_projection"),
     Rule::new("head.match", "itm_head"),
+    Rule::new("head.image", "vision_proj"),
+    Rule::new("head.text", "text_proj"),
     Rule::new("head.dense", "text_decoder.cls.predictions.transform.dense"),
     Rule::new("head.norm", "text_decoder.cls.predictions.transform.LayerNorm"),
     Rule::new("head.next_token", "text_decoder.cls.predictions.decoder"),
@@ -113,7 +115,10 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         HeadKind::Image(ImageHead::Answer) => {
             TaskSpec::Answer { reader: self::text(&text, Some(hidden), false)?, writer: writer(&text)? }
         }
-        HeadKind::Image(ImageHead::Match) => TaskSpec::Match { reader: self::text(&text, Some(hidden), false)? },
+        HeadKind::Image(ImageHead::Match) => TaskSpec::Match {
+            reader: self::text(&text, Some(hidden), false)?,
+            space: config.optional_size("image_text_hidden_size")?.unwrap_or(256),
+        },
         _ => return Err(no_such_head(kind)),
     };
     Ok(Spec::VisionLanguage(Box::new(VisionLanguageSpec { image: backbone, task })))
@@ -123,7 +128,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
 fn text(config: &Config, source: Option<usize>, causal: bool) -> Result<StackSpec, ModelError> {
     let kind = config.optional_text("position_embedding_type")?.unwrap_or_else(|| "absolute".into());
     if kind != "absolute" {
-        return Err(unsupported("the position_embedding_type", kind, vec!["absolute"]));
+        return Err(unsupported(&config.path("position_embedding_type"), kind, vec!["absolute"]));
     }
     let hidden = config.optional_size("hidden_size")?.unwrap_or(768);
     let norm = NormSpec::layer(config.optional_number("layer_norm_eps")?.unwrap_or(1e-12));
