@@ -95,6 +95,7 @@ fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
         Activation::Identity => Ok(x.clone()),
         Activation::Silu => x.mul(&x.sigmoid()?),
         Activation::Gelu => x.scale(0.5)?.mul(&x.scale(std::f32::consts::FRAC_1_SQRT_2)?.erf()?.shift(1.0)?),
+        Activation::GeluClipped => activate(Activation::Gelu, x)?.min(&x.like(10.0)?),
         Activation::GeluTanh => {
             let cube = x.square()?.mul(x)?;
             let inner = x.add(&cube.scale(0.044_715)?)?.scale(SQRT_2_OVER_PI)?;
@@ -108,6 +109,11 @@ fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
         Activation::Sigmoid => x.sigmoid(),
         Activation::HardSigmoid => x.affine(1.0 / 6.0, 0.5)?.clamp(0.0, 1.0),
         Activation::HardSwish => x.mul(&x.affine(1.0 / 6.0, 0.5)?.clamp(0.0, 1.0)?),
+        Activation::Laplace => {
+            let apart =
+                x.shift(-std::f32::consts::FRAC_1_SQRT_2)?.scale(std::f32::consts::FRAC_1_SQRT_2 / 0.282_095)?;
+            apart.erf()?.affine(0.5, 0.5)
+        }
         Activation::Softplus => softplus(x),
         Activation::Mish => x.mul(&softplus(x)?.tanh()?),
         Activation::Elu => {

@@ -147,7 +147,8 @@ pub(super) fn activation(config: &Config, key: &str, default: &str) -> Result<Ac
     Ok(match found.as_str() {
         "silu" | "swish" => Activation::Silu,
         "gelu" | "gelu_python" => Activation::Gelu,
-        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" => Activation::GeluTanh,
+        "gelu_10" => Activation::GeluClipped,
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_fast" | "gelu_accurate" => Activation::GeluTanh,
         "quick_gelu" => Activation::GeluQuick,
         "relu" => Activation::Relu,
         "relu2" => Activation::Relu2,
@@ -159,8 +160,11 @@ pub(super) fn activation(config: &Config, key: &str, default: &str) -> Result<Ac
         "elu" => Activation::Elu,
         "linear" => Activation::Identity,
         _ => {
-            let supported = "silu, gelu, gelu_new, quick_gelu, relu, relu2, relu6, tanh, sigmoid, hardswish, mish, elu";
+            let supported = "silu, gelu, gelu_10, gelu_new, quick_gelu, relu, relu2, relu6, leaky_relu, tanh, sigmoid, \
+                             hardswish, mish, elu, laplace, linear";
             return Err(ModelError::Unsupported { what: config.path(key), found, supported: supported.into() });
         }
     })
 }
+        "leaky_relu" => Activation::LeakyRelu { hundredths: 1 },
+        "laplace" => Activation::Laplace,
