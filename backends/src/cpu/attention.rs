@@ -85,7 +85,7 @@ pub struct KeysValues<'a> {
     pub bias: Option<&'a [f32]>,
     /// Queries of the sequence.
     pub queries: usize,
-    /// Keys that the bias knows.
+    /// How many keys there are.
     pub length: usize,
 }
 
@@ -110,7 +110,7 @@ pub struct QueryRow {
 
 impl Cpu {
     /// Attends; q: `[queries, heads * head]`, out: `[queries, heads * value_head]`. A query that sees no key gives
-    /// zeros. sinks: of each head the score of a key without value.
+    /// the mean of all values, or zeros where there are sinks. sinks: of each head the score of a key without value.
     ///
     /// The caller has checked that each sequence holds the keys of its queries.
     pub fn attention(
@@ -126,7 +126,7 @@ impl Cpu {
         assert!(q.len() == queries.len() * width && out.len() == queries.len() * out_width, "the shape of queries");
         for query in queries {
             let held = &sequences[query.sequence];
-            let keys = query.end * shape.kv_heads;
+            let keys = query.end.max(held.length) * shape.kv_heads;
             let fits = held.keys.len() >= keys * shape.head && held.values.len() >= keys * shape.value_head;
             assert!(fits, "the keys of queries");
             let of_heads = held.queries * held.length;
@@ -251,12 +251,31 @@ impl Head<'_> {
             });
         }
         if (first..end).all(|key| kept.is_absent(key)) {
-            return;
+            return self.attend_blindly(sums);
         }
         if let Some(sink) = self.sink {
             total += exp(L::splat(sink - largest)).to_array()[0];
         }
         sums.iter_mut().for_each(|sum| *sum /= total);
+    }
+}
+
+impl Head<'_> {
+    /// A query that sees no key takes the mean of all values where no sink takes its place: the library's masks lower
+    /// all scores alike then.
+    fn attend_blindly(&self, sums: &mut [f32]) {
+        let (kept, width) = (self.kept, self.shape.value_head);
+        if self.sink.is_some() {
+            return;
+        }
+        let stride = self.shape.kv_heads * width;
+        for key in 0..kept.length {
+            let begin = key - key % BLOCK;
+            let from = (key - begin) * stride + self.group * width;
+            let value = &kept.values.block(begin, stride)[from..from + width];
+            sums.iter_mut().zip(value).for_each(|(sum, value)| *sum += value);
+        }
+        sums.iter_mut().for_each(|sum| *sum /= kept.length.max(1) as f32);
     }
 }
 

@@ -2,7 +2,7 @@
 //! is no kernel, computing too.
 
 use super::op::{Attention, Convolution, Experts, NormKind, Op};
-use super::{Activation, Kind, RopeStyle, Tensor, TensorError, recurrence, shape};
+use super::{Activation, RopeStyle, Tensor, TensorError, recurrence, shape};
 
 type Result<T> = std::result::Result<T, TensorError>;
 
@@ -226,14 +226,13 @@ impl Parts {
         if let Some(sinks) = &sinks {
             largest = largest.max(sinks)?;
         }
-        // Where nothing is seen, all weights are 0 and not equal.
-        let weights = scores.sub(&largest)?.exp()?.mul(&seen.to_kind(Kind::Float)?)?;
+        // Where nothing is seen, all weights are equal, as in the library.
+        let weights = scores.sub(&largest)?.exp()?;
         let mut total = weights.sum(&[-1])?;
         if let Some(sinks) = &sinks {
             total = total.add(&sinks.sub(&largest)?.exp()?)?;
         }
-        let weights = weights.div(&total.max(&total.like(1e-30)?)?)?;
-        let out = weights.reshape(&[shape.kv_heads, group * queries, keys])?.matmul(&v)?;
+        let out = weights.div(&total)?.reshape(&[shape.kv_heads, group * queries, keys])?.matmul(&v)?;
         let out = out.reshape(&[shape.heads, queries, shape.value_head])?.permute(&[1, 0, 2])?;
         out.reshape(&[queries, shape.heads * shape.value_head])
     }
