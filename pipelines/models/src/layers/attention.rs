@@ -144,7 +144,13 @@ impl Attention {
         let bias = match (&self.relative, &self.bias_gate) {
             (None, None) => pass.bias.to_vec(),
             (None, Some(gate)) => gate.gated(x, pass.bias, pass.rows)?,
-            (Some(relative), _) => relative.bias([&q, &k], &self.core.shape, pass.rows, pass.distances).map_err(at())?,
+            (Some(relative), _) => {
+                let keys = match relative.wants_keys() {
+                    true => all_keys(&k, pass.rows, state.as_deref())?,
+                    false => Vec::new(),
+                };
+                relative.bias(&q, &keys, &self.core.shape, pass.rows, pass.distances).map_err(at())?
+            }
         };
         let blind = if self.blind_padding { blind(&v, pass).map_err(at())? } else { None };
         let attended = self.core.forward(&q, k, v, pass, &bias, state)?;
@@ -335,6 +341,23 @@ impl Core {
             },
         )
     }
+}
+
+/// The keys of each row, those that came before too: `[past + len, width]`. k: `[tokens, width]`.
+fn all_keys(k: &Tensor, rows: &[Row], state: Option<&LayerState>) -> Result<Vec<Tensor>, ModelError> {
+    let mut first = 0;
+    let mut all = Vec::with_capacity(rows.len());
+    for row in rows {
+        let own = k.narrow(0, first, row.len).map_err(ModelError::at("keys"))?;
+        all.push(match state {
+            Some(state) if row.past > 0 => {
+                Tensor::concat(&[state.past_keys(row, &own)?, own], 0).map_err(ModelError::at("keys"))?
+            }
+            _ => own,
+        });
+        first += row.len;
+    }
+    Ok(all)
 }
 
 /// How many keys a sequence has, and which of them no token sees.
