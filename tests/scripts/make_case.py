@@ -360,9 +360,11 @@ def generate(model, names, arrays, scalars, tolerance):
         "bos_token_id": model.generation_config.bos_token_id,
         "decoder_start_token_id": model.generation_config.decoder_start_token_id,
     }
+    # Without a cache every step is a forward call of all tokens.
+    use_cache = getattr(model.config, "use_cache", True)
     # Set on the model, because an argument's absent values would be taken from the model's own configuration.
     model.generation_config = transformers.GenerationConfig(
-        max_new_tokens=NEW_TOKENS, use_cache=True, output_logits=True, return_dict_in_generate=True, **special
+        max_new_tokens=NEW_TOKENS, use_cache=use_cache, output_logits=True, return_dict_in_generate=True, **special
     )
     with torch.no_grad():
         answer = model.generate(**call)

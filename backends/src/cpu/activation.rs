@@ -32,6 +32,8 @@ pub enum Activation {
     Silu,
     /// `x (1 + erf(x / sqrt(2))) / 2`, exactly so and not an approximation.
     Gelu,
+    /// The same, but 10 at most.
+    GeluClipped,
     /// `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`
     GeluTanh,
     /// `x / (1 + e^(-1.702 x))`
@@ -50,6 +52,9 @@ pub enum Activation {
     HardSigmoid,
     /// `x` times its hard sigmoid.
     HardSwish,
+    /// `(1 + erf((x - sqrt(1/2)) / (sqrt(2) sigma))) / 2`, where `sigma` is `sqrt(1 / (4 pi))` in six decimals
+    /// (<https://arxiv.org/abs/2209.10655>).
+    Laplace,
     /// `log(1 + e^x)`
     Softplus,
     /// `x tanh(log(1 + e^x))`

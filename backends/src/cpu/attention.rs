@@ -90,7 +90,7 @@ pub struct KeysValues<'a> {
     pub bias: Option<&'a [f32]>,
     /// Queries of the sequence.
     pub queries: usize,
-    /// Keys that the bias knows.
+    /// How many keys there are.
     pub length: usize,
 }
 
@@ -115,7 +115,7 @@ pub struct QueryRow {
 
 impl Cpu {
     /// Attends; q: `[queries, heads * head]`, out: `[queries, heads * value_head]`. A query that sees no key gives
-    /// zeros. sinks: of each head the score of a key without value.
+    /// the mean of all values, or zeros where there are sinks. sinks: of each head the score of a key without value.
     ///
     /// The caller has checked that each sequence holds the keys of its queries.
     pub fn attention(
@@ -131,7 +131,7 @@ impl Cpu {
         assert!(q.len() == queries.len() * width && out.len() == queries.len() * out_width, "the shape of queries");
         for query in queries {
             let held = &sequences[query.sequence];
-            let keys = query.end * shape.kv_heads;
+            let keys = query.end.max(held.length) * shape.kv_heads;
             let fits = held.keys.len() >= keys * shape.head && held.values.len() >= keys * shape.value_head;
             assert!(fits, "the keys of queries");
             let of_heads = held.queries * held.length;
@@ -247,6 +247,8 @@ impl Kernel for Group<'_> {
                     total += exp(L::splat(sinks[head] - progress.largest)).to_array()[0];
                 }
                 sums.iter_mut().for_each(|sum| *sum /= total);
+            } else if self.sinks.is_none() {
+                self.blind(sums);
             }
             let place = ((self.rows.start + row) * shape.heads + head) * shape.value_head;
             // SAFETY: `out` has a place for each head of each query, and nobody else writes these.
@@ -308,6 +310,19 @@ impl Group<'_> {
         }
         let (values, stride) = (&block.values[self.group * shape.value_head..], shape.kv_heads * shape.value_head);
         accumulate::<L, N>(sums, keep, &scores, block.present(), values, stride, shape.value_head);
+    }
+
+    /// What a query gives that sees no key: the mean of all values, for the library's masks lower all scores alike then.
+    fn blind(&self, sums: &mut [f32]) {
+        let (kept, width) = (self.kept, self.shape.value_head);
+        let stride = self.shape.kv_heads * width;
+        for key in 0..kept.length {
+            let begin = key - key % BLOCK;
+            let from = (key - begin) * stride + self.group * width;
+            let value = &kept.values.block(begin, stride)[from..from + width];
+            sums.iter_mut().zip(value).for_each(|(sum, value)| *sum += value);
+        }
+        sums.iter_mut().for_each(|sum| *sum /= kept.length.max(1) as f32);
     }
 
     /// What is done to the scores of a line after their scale.

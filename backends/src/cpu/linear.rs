@@ -16,8 +16,11 @@ use crate::weights::Dtype;
 const ROWS: usize = 8;
 /// Elements of `k` unpacked at once: eight rows of them take 24 KiB. Blocks of every format end here.
 const STRETCH: usize = 768;
-/// Tokens whose stretch of activations stays in the second-level cache while all rows of a part go through it: 192 KiB.
-const TOKENS: usize = 64;
+/// Tokens at most whose stretch of activations stays in the second-level cache while all rows of a part go through it:
+/// 288 KiB.
+const TOKENS: usize = 96;
+/// Tokens that share the registers.
+const TILE_TOKENS: usize = 3;
 /// Rows of one part of the work.
 const PART_ROWS: usize = 32;
 
@@ -116,8 +119,10 @@ impl Kernel for Rows<'_> {
         let padded = columns.next_multiple_of(LANES);
         let groups = count.div_ceil(ROWS);
         scratch.weights.resize(ROWS * STRETCH, 0.0);
-        for chunk in (0..tokens).step_by(TOKENS) {
-            let tokens = TOKENS.min(tokens - chunk);
+        // Chunks of about one size, for weights are unpacked anew for each; whole tiles but in the last.
+        let size = tokens.div_ceil(tokens.div_ceil(TOKENS).max(1)).next_multiple_of(TILE_TOKENS).max(1);
+        for chunk in (0..tokens).step_by(size) {
+            let tokens = size.min(tokens - chunk);
             let x = &x[chunk * padded..];
             let width = tokens * ROWS * LANES;
             scratch.sums.clear();
@@ -233,10 +238,10 @@ fn multiply<L: Lanes>(weights: &[f32], x: &[f32], padded: usize, tokens: usize, 
         unsafe {
             let (w, x) = (weights.as_ptr(), x.as_ptr().add(token * padded));
             let sums = sums.as_mut_ptr().add(token * ROWS * LANES);
-            if tokens - token >= 3 {
-                tile::<L, 4, 3>(w, x, padded, vectors, sums);
-                tile::<L, 4, 3>(w.add(4 * STRETCH), x, padded, vectors, sums.add(4 * LANES));
-                token += 3;
+            if tokens - token >= TILE_TOKENS {
+                tile::<L, 4, TILE_TOKENS>(w, x, padded, vectors, sums);
+                tile::<L, 4, TILE_TOKENS>(w.add(4 * STRETCH), x, padded, vectors, sums.add(4 * LANES));
+                token += TILE_TOKENS;
             } else if tokens - token == 2 {
                 tile::<L, 4, 2>(w, x, padded, vectors, sums);
                 tile::<L, 4, 2>(w.add(4 * STRETCH), x, padded, vectors, sums.add(4 * LANES));

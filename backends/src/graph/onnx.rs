@@ -102,7 +102,12 @@ pub fn native(op: &Op) -> bool {
             | Activation::Softplus
             | Activation::Elu
             | Activation::LeakyRelu { .. } => true,
-            Activation::Silu | Activation::GeluQuick | Activation::Relu2 | Activation::Mish => false,
+            Activation::Silu
+            | Activation::GeluClipped
+            | Activation::GeluQuick
+            | Activation::Laplace
+            | Activation::Relu2
+            | Activation::Mish => false,
         },
         _ => false,
     }

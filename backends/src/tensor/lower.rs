@@ -2,7 +2,7 @@
 //! is no kernel, computing too.
 
 use super::op::{Attention, Convolution, Experts, NormKind, Op};
-use super::{Activation, Kind, RopeStyle, Tensor, TensorError, recurrence, shape};
+use super::{Activation, RopeStyle, Tensor, TensorError, recurrence, shape};
 
 type Result<T> = std::result::Result<T, TensorError>;
 
@@ -95,6 +95,7 @@ fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
         Activation::Identity => Ok(x.clone()),
         Activation::Silu => x.mul(&x.sigmoid()?),
         Activation::Gelu => x.scale(0.5)?.mul(&x.scale(std::f32::consts::FRAC_1_SQRT_2)?.erf()?.shift(1.0)?),
+        Activation::GeluClipped => activate(Activation::Gelu, x)?.min(&x.like(10.0)?),
         Activation::GeluTanh => {
             let cube = x.square()?.mul(x)?;
             let inner = x.add(&cube.scale(0.044_715)?)?.scale(SQRT_2_OVER_PI)?;
@@ -108,6 +109,11 @@ fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
         Activation::Sigmoid => x.sigmoid(),
         Activation::HardSigmoid => x.affine(1.0 / 6.0, 0.5)?.clamp(0.0, 1.0),
         Activation::HardSwish => x.mul(&x.affine(1.0 / 6.0, 0.5)?.clamp(0.0, 1.0)?),
+        Activation::Laplace => {
+            let apart =
+                x.shift(-std::f32::consts::FRAC_1_SQRT_2)?.scale(std::f32::consts::FRAC_1_SQRT_2 / 0.282_095)?;
+            apart.erf()?.affine(0.5, 0.5)
+        }
         Activation::Softplus => softplus(x),
         Activation::Mish => x.mul(&softplus(x)?.tanh()?),
         Activation::Elu => {
@@ -220,14 +226,13 @@ impl Parts {
         if let Some(sinks) = &sinks {
             largest = largest.max(sinks)?;
         }
-        // Where nothing is seen, all weights are 0 and not equal.
-        let weights = scores.sub(&largest)?.exp()?.mul(&seen.to_kind(Kind::Float)?)?;
+        // Where nothing is seen, all weights are equal, as in the library.
+        let weights = scores.sub(&largest)?.exp()?;
         let mut total = weights.sum(&[-1])?;
         if let Some(sinks) = &sinks {
             total = total.add(&sinks.sub(&largest)?.exp()?)?;
         }
-        let weights = weights.div(&total.max(&total.like(1e-30)?)?)?;
-        let out = weights.reshape(&[shape.kv_heads, group * queries, keys])?.matmul(&v)?;
+        let out = weights.div(&total)?.reshape(&[shape.kv_heads, group * queries, keys])?.matmul(&v)?;
         let out = out.reshape(&[shape.heads, queries, shape.value_head])?.permute(&[1, 0, 2])?;
         out.reshape(&[queries, shape.heads * shape.value_head])
     }

@@ -97,10 +97,11 @@ fn norms() -> Vec<Case> {
 }
 
 /// Every activation.
-const ACTIVATIONS: [Activation; 16] = [
+const ACTIVATIONS: [Activation; 18] = [
     Activation::Identity,
     Activation::Silu,
     Activation::Gelu,
+    Activation::GeluClipped,
     Activation::GeluTanh,
     Activation::GeluQuick,
     Activation::Relu,
@@ -110,6 +111,7 @@ const ACTIVATIONS: [Activation; 16] = [
     Activation::Sigmoid,
     Activation::HardSigmoid,
     Activation::HardSwish,
+    Activation::Laplace,
     Activation::Softplus,
     Activation::Mish,
     Activation::Elu,

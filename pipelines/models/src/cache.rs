@@ -275,6 +275,26 @@ impl LayerState {
         (pages(|kept| &kept.keys), pages(|kept| &kept.values))
     }
 
+    /// The keys that are kept of the positions before a row, `[past, width]`; `like` are keys too, `[.., width]`.
+    ///
+    /// # Errors
+    ///
+    /// When they are not kept.
+    pub fn past_keys(&self, row: &Row, like: &Tensor) -> Result<Tensor, ModelError> {
+        let (past, width) = (row.past, like.dims().last().copied().unwrap_or(0));
+        let missing = || not_kept(past, self.slots.get(row.slot).map_or(0, |kept| kept.length));
+        let kept = self.slots.get(row.slot).ok_or_else(missing)?;
+        let at = || ModelError::at("kv cache");
+        if let Some((keys, _)) = &kept.recorded {
+            return keys.narrow(0, 0, past).map_err(at());
+        }
+        let keys: Vec<f32> = kept.keys.iter().flat_map(|page| page.iter().copied()).take(past * width).collect();
+        if keys.len() < past * width || kept.length < past {
+            return Err(missing());
+        }
+        Tensor::new(like.engine(), keys, &[past, width]).map_err(at())
+    }
+
     /// Keeps the keys and values of a pass that is recorded, and answers all of each row's: `[past + len, width]`.
     ///
     /// # Errors

@@ -163,16 +163,13 @@ impl Config {
         self.optional(key, "a whole number of 0 or more", count)
     }
 
-    /// A size under one of two keys: checkpoints of one type use both.
+    /// A size under one of two keys, the first of which counts: checkpoints of one type use both.
     ///
     /// # Errors
     ///
     /// When both are missing, or it is mistyped.
     pub fn either_size(&self, keys: [&str; 2]) -> Result<usize, ConfigError> {
-        match self.optional_size(keys[1])? {
-            Some(size) if !self.has(keys[0]) => Ok(size),
-            _ => self.size(keys[0]),
-        }
+        self.optional_size(keys[0])?.map_or_else(|| self.size(keys[1]), Ok)
     }
 
     /// A number.

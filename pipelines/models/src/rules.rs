@@ -209,19 +209,27 @@ impl<'a> Loader<'a> {
         Ok(Linear { weight: flat.unwrap_or(weight), bias: None })
     }
 
-    /// Some rows of a matrix `[rows, columns]`, as they are stored; and of its bias.
+    /// Some rows of a matrix `[rows, columns]`, as they are stored; and of its bias. They are counted once the matrix is
+    /// known to have them.
     ///
     /// # Errors
     ///
     /// When a tensor is missing, of another shape, or cannot be read.
-    pub fn rows(&self, name: &str, dims: [usize; 2], picked: &[usize], bias: bool) -> Result<Linear, ModelError> {
+    pub fn rows(
+        &self,
+        name: &str,
+        dims: [usize; 2],
+        picked: impl Iterator<Item = usize>,
+        bias: bool,
+    ) -> Result<Linear, ModelError> {
         let whole = self.layer(name, &dims, bias)?;
+        let picked: Vec<usize> = picked.collect();
         let at = || ModelError::at(self.name(name));
         let weight = match whole.weight.as_stored() {
-            Some(weight) => Tensor::stored(self.engine, Arc::new(weight.picked(picked))),
-            None => whole.weight.pick(0, picked).map_err(at())?,
+            Some(weight) => Tensor::stored(self.engine, Arc::new(weight.picked(&picked))),
+            None => whole.weight.pick(0, &picked).map_err(at())?,
         };
-        let bias = whole.bias.map(|bias| bias.pick(0, picked)).transpose().map_err(at())?;
+        let bias = whole.bias.map(|bias| bias.pick(0, &picked)).transpose().map_err(at())?;
         Ok(Linear { weight, bias })
     }
 

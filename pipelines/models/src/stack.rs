@@ -190,11 +190,11 @@ impl Stack {
         let angles =
             self.ropes.iter().zip(styles).map(|(rope, style)| Ok((rope.angles(&engine, rows, places)?, style)));
         let angles = angles.collect::<Result<Vec<_>, ModelError>>()?;
-        let bias = self.bias.of(&engine, rows, self.spec.causal)?;
         let absent: Vec<_> = match &state {
             Some(state) => rows.iter().map(|row| state.absent(row.slot).to_vec()).collect(),
             None => (0..rows.len()).map(|row| reading.absent.get(row).cloned().unwrap_or_default()).collect(),
         };
+        let bias = self.bias.of(&engine, rows, &absent, self.spec.causal)?;
         let pass = Pass {
             rows,
             causal: self.spec.causal,

@@ -1,6 +1,6 @@
 //! References that are wrong themselves, as data: which cases, in what, and why.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::case::Case;
 
@@ -8,14 +8,14 @@ use crate::case::Case;
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
     model_types: &'static [&'static str],
-    when: Option<Setting>,
+    when: &'static [Setting],
     part: Part,
     /// What is wrong.
     pub reason: &'static str,
 }
 
-/// A key of the configuration, and the value with which a fault shows.
-type Setting = (&'static str, fn() -> Value);
+/// A key of the configuration, and whether a fault shows with a value of it.
+type Setting = (&'static str, fn(&Value) -> bool);
 
 /// What of a reference is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,34 +29,51 @@ enum Part {
 const BERT: &[&str] = &["bert", "camembert", "data2vec-text", "ernie", "roberta", "xlm-roberta"];
 const ROBERTA: &[&str] = &["camembert", "data2vec-text", "roberta", "xlm-roberta"];
 
+/// Positions that count from the query.
+const RELATIVE: Setting =
+    ("position_embedding_type", |value| *value == "relative_key" || *value == "relative_key_query");
+
+/// Keys and values are kept, as they are where nothing is said.
+const CACHED: Setting = ("use_cache", |value| *value != false);
+
 const FAULTS: &[Fault] = &[
     Fault {
         model_types: &["falcon"],
-        when: Some(("alibi", || json!(true))),
+        when: &[("alibi", |value| *value == true)],
         part: Part::All,
         reason: "transformers adds ALiBi twice with eager attention; checkpoints were trained with it once",
     },
     Fault {
         model_types: BERT,
-        when: Some(("position_embedding_type", || json!("relative_key"))),
-        part: Part::Generation,
+        // A decoder has a cache in a forward call too.
+        when: &[RELATIVE, CACHED, ("is_decoder", |value| *value == true)],
+        part: Part::All,
         reason: "transformers measures distances of a whole prompt from its last token as soon as there is a cache",
     },
     Fault {
         model_types: BERT,
-        when: Some(("position_embedding_type", || json!("relative_key_query"))),
+        when: &[RELATIVE, CACHED],
         part: Part::Generation,
         reason: "transformers measures distances of a whole prompt from its last token as soon as there is a cache",
     },
     Fault {
+        model_types: &["bloom"],
+        when: &[
+            ("slow_but_exact", |value| *value == true),
+            ("pretraining_tp", |value| value.as_u64().is_some_and(|parts| parts > 1)),
+        ],
+        part: Part::All,
+        reason: "transformers leaves out biases where it sums up the products of parts",
+    },
+    Fault {
         model_types: ROBERTA,
-        when: Some(("position_embedding_type", || json!("absolute"))),
+        when: &[("position_embedding_type", |value| *value == "absolute")],
         part: Part::Generation,
         reason: "transformers counts positions from 0 where it generates, and from after the padding's id elsewhere",
     },
     Fault {
         model_types: &["rwkv"],
-        when: None,
+        when: &[],
         part: Part::Generation,
         reason: "transformers mixes the states of sequences in a batch of several",
     },
@@ -66,7 +83,7 @@ const FAULTS: &[Fault] = &[
 pub fn known(case: &Case) -> Option<&'static Fault> {
     FAULTS.iter().find(|fault| {
         fault.model_types.contains(&case.model_type.as_str())
-            && fault.when.is_none_or(|(key, value)| case.config().is_ok_and(|config| config[key] == value()))
+            && fault.when.iter().all(|(key, shows)| case.config().is_ok_and(|config| shows(&config[*key])))
     })
 }
 

@@ -32,7 +32,10 @@ fn page() -> String {
     let mut specs: BTreeMap<String, Spec> = BTreeMap::new();
     for case in cases {
         *checked.entry((case.model_type.clone(), case.class.clone())).or_default() |= case.generate.is_some();
-        specs.entry(case.model_type.clone()).or_insert_with(|| spec(&case));
+        // Other classes may be of another family: an encoder alone is.
+        if !specs.contains_key(&case.model_type) || of_first_class(&case) {
+            specs.insert(case.model_type.clone(), spec(&case));
+        }
     }
     let mut kinds: BTreeMap<Architecture, Vec<&arch::HuggingFace>> = BTreeMap::new();
     for arch in arch::ALL {
@@ -66,6 +69,12 @@ fn page() -> String {
         }
     }
     page
+}
+
+/// Whether a case is of the class that its type's checkpoints are of when they name none.
+fn of_first_class(case: &Case) -> bool {
+    let found = arch::ALL.iter().find(|arch| arch.hugging_face.model_type == case.model_type);
+    found.and_then(|arch| arch.hugging_face.classes.first()).is_some_and(|class| class.name == case.class)
 }
 
 /// What a case's model is made of, which tells its family.

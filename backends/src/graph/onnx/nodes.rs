@@ -246,7 +246,12 @@ fn activate(model: &mut Model, call: &Call<'_>, activation: Activation) -> Resul
         Activation::LeakyRelu { hundredths } => {
             model.node("LeakyRelu", &[x], &[out]).float("alpha", f32::from(hundredths) / 100.0)
         }
-        Activation::Silu | Activation::GeluQuick | Activation::Relu2 | Activation::Mish => {
+        Activation::Silu
+        | Activation::GeluClipped
+        | Activation::GeluQuick
+        | Activation::Laplace
+        | Activation::Relu2
+        | Activation::Mish => {
             return Err(OnnxError::Fused(call.op.name()));
         }
     };

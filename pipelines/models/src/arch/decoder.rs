@@ -120,13 +120,26 @@ fn heads(config: &Config, keys: [&str; 3], hidden: usize) -> Result<(usize, usiz
     }
     let head = match config.optional_size(head_key)? {
         Some(head) => head,
-        None if hidden.is_multiple_of(heads) => hidden / heads,
-        None => return Err(config.wrong(heads_key, format!("a divisor of {hidden}"))),
+        None => share(config, heads_key, heads, hidden)?,
     };
+    Ok((heads, kv_heads, turning(config, head_key, head)?))
+}
+
+/// The elements of a head that positions turn, as long as they can.
+fn turning(config: &Config, key: &str, head: usize) -> Result<usize, ConfigError> {
     if !head.is_multiple_of(2) || head > HEAD_MAX {
-        return Err(config.wrong(head_key, format!("an even number of at most {HEAD_MAX}, not {head}")));
+        return Err(config.wrong(key, format!("an even number of at most {HEAD_MAX}, not {head}")));
     }
-    Ok((heads, kv_heads, head))
+    Ok(head)
+}
+
+/// How many elements each of so many heads has, that share those of a state.
+fn share(config: &Config, heads_key: &str, heads: usize, hidden: usize) -> Result<usize, ConfigError> {
+    if hidden.is_multiple_of(heads) {
+        Ok(hidden / heads)
+    } else {
+        Err(config.wrong(heads_key, format!("a divisor of {hidden}")))
+    }
 }
 
 /// Elements of a head; the widest in use have some 600. Frequencies are worked out before weights are looked at.
@@ -147,7 +160,8 @@ pub(super) fn activation(config: &Config, key: &str, default: &str) -> Result<Ac
     Ok(match found.as_str() {
         "silu" | "swish" => Activation::Silu,
         "gelu" | "gelu_python" => Activation::Gelu,
-        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" => Activation::GeluTanh,
+        "gelu_10" => Activation::GeluClipped,
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_fast" | "gelu_accurate" => Activation::GeluTanh,
         "quick_gelu" => Activation::GeluQuick,
         "relu" => Activation::Relu,
         "relu2" => Activation::Relu2,
@@ -157,9 +171,12 @@ pub(super) fn activation(config: &Config, key: &str, default: &str) -> Result<Ac
         "hardswish" | "hard_swish" => Activation::HardSwish,
         "mish" => Activation::Mish,
         "elu" => Activation::Elu,
+        "leaky_relu" => Activation::LeakyRelu { hundredths: 1 },
+        "laplace" => Activation::Laplace,
         "linear" => Activation::Identity,
         _ => {
-            let supported = "silu, gelu, gelu_new, quick_gelu, relu, relu2, relu6, tanh, sigmoid, hardswish, mish, elu";
+            let supported = "silu, gelu, gelu_10, gelu_new, quick_gelu, relu, relu2, relu6, leaky_relu, tanh, sigmoid, \
+                             hardswish, mish, elu, laplace, linear";
             return Err(ModelError::Unsupported { what: config.path(key), found, supported: supported.into() });
         }
     })

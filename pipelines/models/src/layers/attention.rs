@@ -100,7 +100,7 @@ impl Attention {
             ],
             layout => {
                 let rows = wide + 2 * narrow;
-                let part = |picked: Vec<usize>| loader.rows(&at("qkv"), [rows, hidden], &picked, spec.qkv_bias);
+                let part = |picked| loader.rows(&at("qkv"), [rows, hidden], picked, spec.qkv_bias);
                 let [q, k, v] = qkv_rows(spec, layout == QkvLayout::Interleaved);
                 [part(q)?, part(k)?, part(v)?]
             }
@@ -144,7 +144,13 @@ impl Attention {
         let bias = match (&self.relative, &self.bias_gate) {
             (None, None) => pass.bias.to_vec(),
             (None, Some(gate)) => gate.gated(x, pass.bias, pass.rows)?,
-            (Some(relative), _) => relative.bias([&q, &k], &self.core.shape, pass.rows, pass.distances).map_err(at())?,
+            (Some(relative), _) => {
+                let keys = match relative.wants_keys() {
+                    true => all_keys(&k, pass.rows, state.as_deref())?,
+                    false => Vec::new(),
+                };
+                relative.bias(&q, &keys, &self.core.shape, pass.rows, pass.distances).map_err(at())?
+            }
         };
         let blind = if self.blind_padding { blind(&v, pass).map_err(at())? } else { None };
         let attended = self.core.forward(&q, k, v, pass, &bias, state)?;
@@ -337,6 +343,23 @@ impl Core {
     }
 }
 
+/// The keys of each row, those that came before too: `[past + len, width]`. k: `[tokens, width]`.
+fn all_keys(k: &Tensor, rows: &[Row], state: Option<&LayerState>) -> Result<Vec<Tensor>, ModelError> {
+    let mut first = 0;
+    let mut all = Vec::with_capacity(rows.len());
+    for row in rows {
+        let own = k.narrow(0, first, row.len).map_err(ModelError::at("keys"))?;
+        all.push(match state {
+            Some(state) if row.past > 0 => {
+                Tensor::concat(&[state.past_keys(row, &own)?, own], 0).map_err(ModelError::at("keys"))?
+            }
+            _ => own,
+        });
+        first += row.len;
+    }
+    Ok(all)
+}
+
 /// How many keys a sequence has, and which of them no token sees.
 type Held<'a> = (usize, &'a [bool]);
 
@@ -357,20 +380,15 @@ fn blind(v: &Tensor, pass: &Pass<'_>) -> Result<Option<(Tensor, Tensor)>, Tensor
     Ok(Some((padding, Tensor::concat(&means, 0)?)))
 }
 
-/// The rows of queries, keys and values in one matrix.
-fn qkv_rows(spec: &AttentionSpec, interleaved: bool) -> [Vec<usize>; 3] {
-    let (heads, kv_heads, head) = (spec.heads, spec.kv_heads, spec.head);
-    if !interleaved {
-        let (keys, values) = (heads * head, (heads + kv_heads) * head);
-        return [(0..keys).collect(), (keys..values).collect(), (values..values + kv_heads * head).collect()];
-    }
-    let group = heads / kv_heads;
+/// The rows of queries, keys and values in one matrix: those of one group after the other, or all in one.
+fn qkv_rows(spec: &AttentionSpec, interleaved: bool) -> [impl Iterator<Item = usize>; 3] {
+    let groups = if interleaved { spec.kv_heads } else { 1 };
+    let (heads, kv_heads, head) = (spec.heads / groups, spec.kv_heads / groups, spec.head);
     let part = |first: usize, count: usize| {
-        let rows = (0..kv_heads).flat_map(|kv| {
-            let from = (kv * (group + 2) + first) * head;
+        (0..groups).flat_map(move |group| {
+            let from = (group * (heads + 2 * kv_heads) + first) * head;
             from..from + count * head
-        });
-        rows.collect()
+        })
     };
-    [part(0, group), part(group, 1), part(group + 1, 1)]
+    [part(0, heads), part(heads, kv_heads), part(heads + kv_heads, kv_heads)]
 }

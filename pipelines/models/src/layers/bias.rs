@@ -42,19 +42,28 @@ impl Bias {
         })
     }
 
-    /// Of each row `[heads, len, past + len]`; none where nothing is added.
+    /// Of each row `[heads, len, past + len]`; none where nothing is added. absent: which positions of each row's sequence
+    /// no token sees.
     ///
     /// # Errors
     ///
     /// When a tensor cannot be made.
-    pub fn of(&self, engine: &Engine, rows: &[Row], causal: bool) -> Result<Vec<Tensor>, ModelError> {
-        let each = |row: &Row| -> Result<Tensor, TensorError> {
+    pub fn of(
+        &self,
+        engine: &Engine,
+        rows: &[Row],
+        absent: &[Vec<bool>],
+        causal: bool,
+    ) -> Result<Vec<Tensor>, ModelError> {
+        let each = |(number, row): (usize, &Row)| -> Result<Tensor, TensorError> {
             let (queries, keys) = (row.len, row.past + row.len);
             let pairs = || (0..queries).flat_map(move |query| (0..keys).map(move |key| (row.past + query, key)));
             match self {
                 Self::None => Tensor::new(engine, vec![0.0; queries * keys], &[1, queries, keys]),
                 Self::Alibi(slopes) => {
-                    let values = slopes.iter().flat_map(|slope| pairs().map(move |(_, key)| slope * key as f32));
+                    let counted = counted(keys, absent.get(number).map_or(&[], Vec::as_slice));
+                    let values = slopes.iter().flat_map(|slope| (0..queries).map(move |_| slope));
+                    let values = values.flat_map(|slope| counted.iter().map(move |&place| slope * place));
                     Tensor::new(engine, values.collect(), &[slopes.len(), queries, keys])
                 }
                 Self::Buckets { table, buckets, largest } => {
@@ -68,9 +77,19 @@ impl Bias {
         };
         match self {
             Self::None => Ok(Vec::new()),
-            _ => rows.iter().map(each).collect::<Result<_, _>>().map_err(ModelError::at("distance")),
+            _ => rows.iter().enumerate().map(each).collect::<Result<_, _>>().map_err(ModelError::at("distance")),
         }
     }
+}
+
+/// The place of each key among those that are seen, which is what ALiBi counts (`build_alibi_tensor`).
+fn counted(keys: usize, absent: &[bool]) -> Vec<f32> {
+    let seen = (0..keys).map(|key| absent.get(key) != Some(&true));
+    let counts = seen.scan(0_usize, |count, seen| {
+        *count += usize::from(seen);
+        Some(*count)
+    });
+    counts.map(|count| count.saturating_sub(1) as f32).collect()
 }
 
 /// The slopes of ALiBi (`build_alibi_tensor`): powers of one ratio, and of every second step of the next for the heads

@@ -40,13 +40,9 @@ impl Mamba {
         let at = |part: &str| format!("{name}.{part}");
         let MambaSpec { inner, places, step_rank, .. } = *spec;
         let joined = |first: usize, count: usize| {
-            let rows: Vec<_> = (first..first + count).collect();
-            loader.rows(&at("select"), [step_rank + 2 * places, inner], &rows, false)
+            loader.rows(&at("select"), [step_rank + 2 * places, inner], first..first + count, false)
         };
-        let half = |first: usize| {
-            let rows: Vec<_> = (first..first + inner).collect();
-            loader.rows(&at("in"), [2 * inner, hidden], &rows, spec.bias)
-        };
+        let half = |first: usize| loader.rows(&at("in"), [2 * inner, hidden], first..first + inner, spec.bias);
         let norm =
             |part: &str, width| spec.norm.as_ref().map(|norm| Norm::load(loader, &at(part), norm, width)).transpose();
         let norms = [norm("step_norm", step_rank)?, norm("input_norm", places)?, norm("output_norm", places)?];

@@ -43,8 +43,7 @@ impl Mamba2 {
         let (heads, inner) = (spec.heads, spec.heads * spec.head);
         let wide = inner + 2 * spec.groups * spec.places;
         let part = |first: usize, count: usize| {
-            let rows: Vec<_> = (first..first + count).collect();
-            loader.rows(&at("in"), [inner + wide + heads, hidden], &rows, spec.bias)
+            loader.rows(&at("in"), [inner + wide + heads, hidden], first..first + count, spec.bias)
         };
         Ok(Self {
             name: loader.name(name),

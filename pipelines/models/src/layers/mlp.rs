@@ -26,8 +26,7 @@ impl Mlp {
         let at = |part: &str| format!("{name}.{part}");
         let (inner, bias) = (spec.inner, spec.bias);
         let (gate, up) = if spec.gated && spec.joined {
-            let rows = |first: usize| (first..first + inner).collect::<Vec<_>>();
-            let part = |first| loader.rows(&at("gate_up"), [2 * inner, hidden], &rows(first), bias);
+            let part = |first: usize| loader.rows(&at("gate_up"), [2 * inner, hidden], first..first + inner, bias);
             (Some(part(0)?), part(inner)?)
         } else {
             let gate = spec.gated.then(|| loader.linear(&at("gate"), inner, hidden, bias)).transpose()?;

@@ -146,7 +146,7 @@ impl Router {
     fn load(loader: &Loader<'_>, name: &str, spec: &MoeSpec, hidden: usize) -> Result<Self, ModelError> {
         let correction = spec.router.correction;
         let correction = correction.then(|| loader.tensor(&format!("{name}.correction"), &[spec.experts]));
-        let layer = loader.linear(name, spec.experts, hidden, false)?;
+        let layer = loader.linear(name, spec.experts, hidden, spec.router.bias)?;
         Ok(Self { spec: spec.router.clone(), experts: spec.experts, layer, correction: correction.transpose()? })
     }
 

@@ -102,15 +102,21 @@ impl Relative {
         }
     }
 
-    /// What is added to the scores of each row: `[heads, len, past + len]`. q: `[tokens, heads * head]`; k: `[tokens,
-    /// kv_heads * head]`.
+    /// Whether keys are multiplied with vectors, those of earlier tokens too.
+    pub fn wants_keys(&self) -> bool {
+        matches!(self, Self::Own { of_keys: true, .. } | Self::Shared { queries: Some(_), .. })
+    }
+
+    /// What is added to the scores of each row: `[heads, len, past + len]`. q: `[tokens, heads * head]`; keys, where they
+    /// are wanted: of each row `[past + len, kv_heads * head]`.
     ///
     /// # Errors
     ///
-    /// When the shapes do not fit, or keys are wanted that came before.
+    /// When the shapes do not fit.
     pub fn bias(
         &self,
-        [q, k]: [&Tensor; 2],
+        q: &Tensor,
+        keys: &[Tensor],
         shape: &AttentionShape,
         rows: &[Row],
         distances: Option<&Distances>,
@@ -118,13 +124,8 @@ impl Relative {
         let (of_queries, of_keys) = self.vectors(shape, distances)?;
         let mut first = 0;
         let mut biases = Vec::with_capacity(rows.len());
-        for row in rows {
-            let (queries, keys) = (row.len, row.past + row.len);
-            if of_keys.is_some() && row.past > 0 {
-                let expected = "whole sequences, where distances are multiplied with keys";
-                let found = format!("{} positions before", row.past);
-                return Err(TensorError::Shape { operation: "distances", expected: expected.into(), found });
-            }
+        for (number, row) in rows.iter().enumerate() {
+            let (queries, length) = (row.len, row.past + row.len);
             let place = |query: usize, key: usize| {
                 let distance = (row.past + query) as i64 - key as i64;
                 match (self, distances) {
@@ -133,15 +134,15 @@ impl Relative {
                     (Self::Shared { .. }, None) => 0,
                 }
             };
-            let pairs = (0..queries).flat_map(|query| (0..keys).map(move |key| (query, key)));
+            let pairs = (0..queries).flat_map(|query| (0..length).map(move |key| (query, key)));
             let places: Vec<usize> = pairs.map(|(query, key)| place(query, key)).collect();
-            let places = Places::new(q, &places, [queries, keys])?;
+            let places = Places::new(q, &places, [queries, length])?;
             let mut sum: Option<Tensor> = None;
             if let Some(vectors) = &of_queries {
                 sum = Some(places.products(&heads_of(q, first, queries, shape)?, vectors, false)?);
             }
-            if let Some(vectors) = &of_keys {
-                let products = places.products(&heads_of(k, first, keys, shape)?, vectors, true)?;
+            if let (Some(vectors), Some(keys)) = (&of_keys, keys.get(number)) {
+                let products = places.products(&heads_of(keys, 0, length, shape)?, vectors, true)?;
                 sum = Some(match sum {
                     Some(sum) => sum.add(&products)?,
                     None => products,
@@ -149,7 +150,7 @@ impl Relative {
             }
             biases.push(match sum {
                 Some(sum) => sum.scale(shape.scale)?,
-                None => Tensor::new(q.engine(), vec![0.0; queries * keys], &[1, queries, keys])?,
+                None => Tensor::new(q.engine(), vec![0.0; queries * length], &[1, queries, length])?,
             });
             first += row.len;
         }

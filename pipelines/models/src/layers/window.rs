@@ -44,8 +44,7 @@ impl WindowAttention {
         let distances = (2 * spec.window).saturating_sub(1);
         let [q, k, v] = if spec.joined {
             let part = |first: usize| {
-                let rows: Vec<usize> = (first * width..(first + 1) * width).collect();
-                loader.rows(&at("qkv"), [3 * width, width], &rows, spec.qkv_bias)
+                loader.rows(&at("qkv"), [3 * width, width], first * width..(first + 1) * width, spec.qkv_bias)
             };
             [part(0)?, part(1)?, part(2)?]
         } else {

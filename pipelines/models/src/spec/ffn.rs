@@ -75,6 +75,8 @@ pub struct RouterSpec {
     pub normalised: bool,
     /// Factor of the weights.
     pub scale: f32,
+    /// Whether its layer has a bias.
+    pub bias: bool,
     /// Whether scores have a bias for choosing, not for weighing.
     pub correction: bool,
     /// Experts are chosen from the best of so many groups.
@@ -86,7 +88,16 @@ pub struct RouterSpec {
 impl RouterSpec {
     /// So many experts by their scores alone.
     pub fn plain(chosen: usize, scores: RouterScores) -> Self {
-        Self { chosen, scores, normalised: false, scale: 1.0, correction: false, groups: None, capacity: None }
+        Self {
+            chosen,
+            scores,
+            normalised: false,
+            scale: 1.0,
+            bias: false,
+            correction: false,
+            groups: None,
+            capacity: None,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! BLOOM (`transformers/models/bloom`; <https://arxiv.org/abs/2211.05100>).
 
-use super::{Parts, layers};
+use super::{Parts, layers, share};
 use crate::ModelError;
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, decoder_head};
 use crate::config::Config;
@@ -46,11 +46,13 @@ pub(super) const HEADS: &[Rule] = &[
 ];
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
-    let hidden = config.either_size(["hidden_size", "n_embed"])?;
-    let heads = config.either_size(["n_head", "num_attention_heads"])?;
+    let hidden = config.either_size(["n_embed", "hidden_size"])?;
+    let heads_key = if config.has("n_head") { "n_head" } else { "num_attention_heads" };
+    let heads = config.size(heads_key)?;
+    let head = share(config, heads_key, heads, hidden)?;
     let norm = NormSpec::layer(config.optional_number("layer_norm_epsilon")?.unwrap_or(1e-5));
     let from_norm = config.truth_or("apply_residual_connection_post_layernorm", false)?;
-    let plain = AttentionSpec::plain(heads, heads, hidden / heads).with_biases();
+    let plain = AttentionSpec::plain(heads, heads, head).with_biases();
     let layer = LayerSpec {
         mixer: MixerSpec::Attention(AttentionSpec { layout: QkvLayout::Interleaved, ..plain }),
         cross: None,

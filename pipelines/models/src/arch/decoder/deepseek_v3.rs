@@ -1,6 +1,6 @@
 //! DeepSeek-V3 (`transformers/models/deepseek_v3`; <https://arxiv.org/abs/2412.19437>).
 
-use super::{Parts, activation, layers, llama};
+use super::{Parts, activation, layers, llama, turning};
 use crate::ModelError;
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, decoder_head, rope};
 use crate::config::Config;
@@ -50,10 +50,13 @@ const STACK: &[Rule] = &[
     Rule::new("final_norm", "norm"),
 ];
 
+const TURNED: &str = "qk_rope_head_dim";
+
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     let hidden = config.size("hidden_size")?;
     let norm = NormSpec::rms(config.optional_number("rms_norm_eps")?.unwrap_or(1e-6));
-    let (plain, turned) = (config.size("qk_nope_head_dim")?, config.size("qk_rope_head_dim")?);
+    let (plain, turned) = (config.size("qk_nope_head_dim")?, config.size(TURNED)?);
+    let turned = turning(config, TURNED, turned)?;
     let attention = LatentSpec {
         heads: config.size("num_attention_heads")?,
         query_rank: config.optional_size("q_lora_rank")?,

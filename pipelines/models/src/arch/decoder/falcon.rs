@@ -1,6 +1,6 @@
 //! Falcon (`transformers/models/falcon`; <https://arxiv.org/abs/2311.16867>).
 
-use super::{Parts, activation, bloom, layers};
+use super::{Parts, activation, bloom, layers, share};
 use crate::ModelError;
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, decoder_head, rope};
 use crate::config::Config;
@@ -39,9 +39,9 @@ const STACK: &[Rule] = &[
 ];
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
-    let hidden = config.size("hidden_size")?;
+    let hidden = config.either_size(["n_embed", "hidden_size"])?;
     let heads = config.size("num_attention_heads")?;
-    let head = hidden / heads;
+    let head = share(config, "num_attention_heads", heads, hidden)?;
     let norm = NormSpec::layer(config.optional_number("layer_norm_epsilon")?.unwrap_or(1e-5));
     let new = config.truth_or("new_decoder_architecture", false)?;
     let one = config.truth_or("multi_query", true)?;
@@ -50,6 +50,9 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         (false, true) => (1, QkvLayout::Joined),
         (false, false) => (heads, QkvLayout::Interleaved),
     };
+    if !heads.is_multiple_of(kv_heads) {
+        return Err(config.wrong("num_kv_heads", format!("a divisor of the {heads} heads")).into());
+    }
     let alibi = config.truth_or("alibi", false)?;
     let bias = config.truth_or("bias", false)?;
     let plain = AttentionSpec::plain(heads, kv_heads, head);

@@ -1,6 +1,6 @@
 //! GPT-2 (`transformers/models/gpt2`; Radford et al., 2019).
 
-use super::{Parts, activation, layers, sequential};
+use super::{Parts, activation, layers, sequential, share};
 use crate::ModelError;
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, decoder_head, unsupported};
 use crate::config::Config;
@@ -48,7 +48,7 @@ const HEADS: &[Rule] = &[
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
     let (hidden, heads) = (config.size("n_embd")?, config.size("n_head")?);
-    let head = hidden / heads;
+    let head = share(config, "n_head", heads, hidden)?;
     let norm = NormSpec::layer(config.optional_number("layer_norm_epsilon")?.unwrap_or(1e-5));
     let scaled = config.truth_or("scale_attn_weights", true)?;
     let by_layer = config.truth_or("scale_attn_by_inverse_layer_idx", false)?;

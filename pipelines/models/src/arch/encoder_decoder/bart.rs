@@ -1,10 +1,12 @@
 //! BART (`transformers/models/bart`; <https://arxiv.org/abs/1910.13461>).
 
+use super::own_layers;
 use crate::ModelError;
 use crate::arch::decoder::{activation, layers};
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, decoder_head, labels, no_such_head};
 use crate::config::{Config, ConfigError};
 use crate::rules::Rule;
+use crate::spec::encoder::{EncoderHead, EncoderSpec};
 use crate::spec::encoder_decoder::{EncoderDecoderHead, EncoderDecoderSpec, SourceSpec};
 use crate::spec::{
     Activation, AttentionSpec, BiasSpec, DecoderSpec, EmbedSpec, FfnSpec, LayerSpec, LogitsSpec, MixerSpec, MlpSpec,
@@ -163,13 +165,18 @@ pub(super) fn like_bart(config: &Config, kind: HeadKind, layout: &Layout) -> Res
         let (stack, head) = (stack(config, layout, true, true)?, decoder_head(config, kind, logits)?);
         return Ok(Spec::Decoder(Box::new(DecoderSpec { stack, head, summary: None, context })));
     }
+    let encoder = stack(config, layout, false, false)?;
+    if kind == HeadKind::EncoderStates {
+        return Ok(Spec::Encoder(Box::new(EncoderSpec { stack: encoder, pooler: None, head: EncoderHead::States })));
+    }
+    own_layers(config)?;
     Ok(Spec::EncoderDecoder(Box::new(EncoderDecoderSpec {
-        encoder: stack(config, layout, false, false)?,
+        encoder,
         source: SourceSpec::Tokens,
-        decoder: if kind == HeadKind::EncoderStates { None } else { Some(stack(config, layout, true, false)?) },
+        decoder: Some(stack(config, layout, true, false)?),
         shared: true,
         head: match kind {
-            HeadKind::States | HeadKind::EncoderStates => EncoderDecoderHead::States,
+            HeadKind::States => EncoderDecoderHead::States,
             HeadKind::NextToken => EncoderDecoderHead::NextToken { logits, row: true },
             HeadKind::SequenceLabels => EncoderDecoderHead::Labels {
                 labels: labels(config)?,

@@ -1,5 +1,6 @@
 //! T5 (`transformers/models/t5`; <https://arxiv.org/abs/1910.10683>).
 
+use super::own_layers;
 use crate::ModelError;
 use crate::arch::decoder::{activation, layers};
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, labels, no_such_head};
@@ -70,15 +71,16 @@ pub(super) const HEADS: &[Rule] = &[
 ];
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
-    let act = activation(config, "dense_act_fn", "relu")?;
+    // What the form says is written beside it too, and counts there.
     let form = config.optional_text("feed_forward_proj")?.unwrap_or_else(|| "relu".into());
-    let mlp = MlpSpec {
-        gated: form.starts_with("gated-"),
+    let named = match form.as_str() {
         // The gated form of this name was trained with the approximation.
-        activation: if form == "gated-gelu" { Activation::GeluTanh } else { act },
-        bias: false,
-        ..MlpSpec::plain(config.size("d_ff")?, act)
+        "gated-gelu" => "gelu_new",
+        form => form.rsplit('-').next().unwrap_or(form),
     };
+    let activation = activation(config, "dense_act_fn", named)?;
+    let gated = config.truth_or("is_gated_act", form.starts_with("gated-"))?;
+    let mlp = MlpSpec { gated, bias: false, ..MlpSpec::plain(config.size("d_ff")?, activation) };
     like_t5(config, kind, |_, _| Ok(FfnSpec::Dense(mlp.clone())))
 }
 
@@ -123,6 +125,9 @@ pub(super) fn like_t5(
     let tied = config.truth_or("tie_word_embeddings", true)?;
     let scale = if tied { (hidden as f64).powf(-0.5) as f32 } else { 1.0 };
     let alone = matches!(kind, HeadKind::EncoderStates | HeadKind::TokenLabels);
+    if !alone {
+        own_layers(config)?;
+    }
     Ok(Spec::EncoderDecoder(Box::new(EncoderDecoderSpec {
         encoder: stack(false, count)?,
         source: SourceSpec::Tokens,
