@@ -12,7 +12,7 @@ use accel_models::model::Model;
 use accel_models::rules::Loader;
 use accel_models::spec::Spec;
 
-const VOCABULARY: u32 = 90;
+const VOCABULARY: u32 = 40;
 
 /// A model that the project keeps a case of.
 pub struct Kept {

@@ -95,8 +95,10 @@ fn a_batch_gives_the_bits_of_each_alone() {
         let names = || kept.case.inputs.iter().map(|input| input.name.as_str());
         let rows = |name: &str| together.optional(name).and_then(|x| x.dims().first().copied()).unwrap_or(1);
         let count = names().find(|name| !COMMON.contains(name)).map_or(1, rows);
-        // Pictures that stand among the tokens of some sequences only have no batch of their own.
-        if count == 1 || names().any(|name| name.ends_with("_grid_thw") && rows(name) != count) {
+        // Pictures that stand among the tokens of some sequences only have no batch of their own, nor have those that are
+        // compared with all texts.
+        let compared = together.number("use_itm_head") == Some(0.0);
+        if count == 1 || compared || names().any(|name| name.ends_with("_grid_thw") && rows(name) != count) {
             continue;
         }
         let answers = model.forward(&together).unwrap();
