@@ -109,7 +109,7 @@ fn a_batch_gives_the_bits_of_each_alone() {
                 let own = share(name, x, count, one).filter(|_| !COMMON.contains(&name));
                 alone.insert(name, own.unwrap_or_else(|| x.clone()));
             }
-            for (name, _) in &kept.case.scalar_inputs {
+            for name in kept.case.scalar_inputs.keys() {
                 if let Some(number) = together.number(name) {
                     alone.insert_number(name, number);
                 }
