@@ -137,7 +137,6 @@ impl Store {
         self.roots().get(&cid).map(|root| root.name.clone())
     }
 
-    /// Pins a root, and only then lets go of the hold that kept its blocks.
     /// Pins a root that was fetched without a pin, and whose blocks are held, by open files for example.
     ///
     /// # Errors
@@ -154,6 +153,7 @@ impl Store {
         .await
     }
 
+    /// Pins a root, and only then lets go of the hold that kept its blocks.
     fn pin<H>(&self, root: Root, hold: H) -> Result<(), StoreError> {
         self.roots().insert(root)?;
         drop(hold);

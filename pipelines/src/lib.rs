@@ -16,7 +16,6 @@ pub mod image_input;
 pub mod painting;
 mod pipeline;
 mod preprocessor;
-
 mod sequence;
 mod task;
 mod text;
