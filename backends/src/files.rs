@@ -22,6 +22,17 @@ pub struct FileInfo {
     pub bytes: u64,
 }
 
+/// Bytes of one file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Extent {
+    /// The file.
+    pub file: String,
+    /// Where they begin.
+    pub offset: u64,
+    /// How many.
+    pub bytes: u64,
+}
+
 /// The files of one model, readable at any offset from any thread.
 pub trait ModelFiles: Send + Sync {
     /// The files, in a fixed order.

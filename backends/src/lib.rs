@@ -6,5 +6,6 @@ pub mod cpu;
 pub mod device;
 pub mod files;
 pub mod graph;
+pub mod pace;
 pub mod tensor;
 pub mod weights;

@@ -64,7 +64,7 @@ impl Advertiser {
         let mut models: Vec<HeldModel> = pinned
             .iter()
             .rev()
-            .filter(|root| matches!(root.kind, RootKind::Gguf | RootKind::HuggingFace))
+            .filter(|root| !root.part && matches!(root.kind, RootKind::Gguf | RootKind::HuggingFace))
             .map(|root| {
                 let model = ModelRef::from(root.cid);
                 HeldModel { loaded: loaded.iter().any(|loaded| loaded.cid == model.cid), model, bytes: root.bytes }

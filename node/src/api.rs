@@ -19,8 +19,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use body::{
-    AddRequest, Added, Cut, FilePart, FreedView, JobBody, Line, ModelParts, ModelView, NodeView, Pulled, TensorPart,
-    Transfer, default_deadline_ms,
+    AddRequest, Added, Cut, FilePart, FreedView, HolderView, JobBody, Line, MemberView, ModelParts, ModelView,
+    NodeView, PlanBody, PlanView, PredictionView, Pulled, Split, SpreadView, TensorPart, Transfer, WayView,
+    default_deadline_ms,
 };
 
 /// Prefix of every path.
@@ -229,6 +230,22 @@ impl Api {
         self.call(Method::POST, "/gc", None::<&()>).await
     }
 
+    /// How a model would run; with `keep`, how it will.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn plan(&self, model: &ModelRef, body: &PlanBody) -> Result<PlanView, ApiError> {
+        self.call(Method::POST, &escaped("/plans/", model), Some(body)).await
+    }
+
+    /// The models that are at work on several machines.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn spread(&self) -> Result<Vec<SpreadView>, ApiError> {
+        self.get("/spread").await
+    }
+
     /// Imports a file or directory.
     ///
     /// # Errors
@@ -339,7 +356,11 @@ struct Reading {
 
 /// The path of a model, whose own path may hold what means something in a URL.
 fn path_of(model: &ModelRef) -> String {
-    format!("/models/{}", utf8_percent_encode(&model.to_string(), IN_A_PATH))
+    escaped("/models/", model)
+}
+
+fn escaped(place: &str, model: &ModelRef) -> String {
+    format!("{place}{}", utf8_percent_encode(&model.to_string(), IN_A_PATH))
 }
 
 async fn finish<R: DeserializeOwned + Send + 'static>(

@@ -11,6 +11,7 @@ mod jobs;
 mod model_file;
 mod models;
 mod output;
+mod plan;
 mod run;
 mod session;
 mod shown;
@@ -113,6 +114,8 @@ enum Command {
         #[arg(long)]
         tensors: bool,
     },
+    /// Show how a model would run, alone and with peers, before anything of it is fetched
+    Plan(plan::PlanArgs),
     /// Let go of a model and free what no other model holds
     Rm {
         /// CID
@@ -334,6 +337,7 @@ async fn with_session(command: Command, api: &Api, output: &Output) -> Result<()
         Command::Pull { model } => models::pull(api, &model, output).await,
         Command::Ls => models::list(api, output).await,
         Command::Show { model, tensors } => models::show(api, &model, tensors, output).await,
+        Command::Plan(args) => plan::plan(api, args, output).await,
         Command::Rm { model } => models::remove(api, &model, output).await,
         Command::Gc => models::collect(api, output).await,
         Command::Ps => jobs::list(api, output).await,

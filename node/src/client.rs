@@ -9,8 +9,9 @@ use accel_protocol::{
 };
 use libp2p::PeerId;
 
+use crate::frames::FrameStream;
 use crate::jobs::Job;
-use crate::swarm::{FrameStream, REQUEST_TIMEOUT, Swarm, SwarmError};
+use crate::swarm::{REQUEST_TIMEOUT, Swarm, SwarmError};
 
 /// A stream that brings nothing for so long makes the client ask whether the peer lives: a machine that lost its power
 /// closes no connection.

@@ -19,6 +19,7 @@ use crate::config::{Config, StoreConfig};
 use crate::http;
 use crate::identity::{self, IdentityError};
 use crate::scheduler::{Models, Scheduler};
+use crate::shares::{Fetcher, Holder};
 use crate::store::{FetchOptions, Store, StoreError, StoreOptions};
 use crate::swarm::{Swarm, SwarmError};
 use crate::{hardware, records, serve};
@@ -101,7 +102,14 @@ impl Daemon {
         };
         let fetch = fetch_options(&config.store);
         let memory = hardware::memory_bytes(&devices);
-        let models = Models::new(&config.jobs, memory, store.clone(), swarm.clone(), fetch.clone());
+        let fetcher = Fetcher {
+            swarm: swarm.clone(),
+            store: store.clone(),
+            options: fetch.clone(),
+            runtime: tokio::runtime::Handle::current(),
+        };
+        let models = Models::new(&config.jobs, memory, fetcher.clone());
+        let holder = Holder::new(fetcher, models.clone(), config.jobs.serve);
         let scheduler = Scheduler::new(&config.jobs, models, store.clone(), swarm.clone());
         let node = Advertiser { swarm: swarm.clone(), store, scheduler: scheduler.clone(), devices };
 
@@ -113,6 +121,7 @@ impl Daemon {
         let told = records::run(node.store.clone(), swarm.peers().clone(), stop.clone());
         tasks.spawn(watched("provider records", told, stop.clone()));
         tasks.spawn(watched("peers' requests", serve::run(node.clone(), stop.clone()), stop.clone()));
+        tasks.spawn(watched("shares of models", holder.run(stop.clone()), stop.clone()));
         let shared = http::Shared { node, fetch, token: access.token.clone() };
         tasks.spawn(watched("the loopback interface", http::run(shared, listener, stop.clone()), stop.clone()));
 

@@ -2,6 +2,7 @@
 
 mod models;
 mod openai;
+mod plans;
 
 use std::sync::Arc;
 
@@ -53,6 +54,8 @@ pub async fn run(shared: Shared, listener: TcpListener, stop: CancellationToken)
         .route("/hardware", get(hardware))
         .route("/models", get(models::list).post(models::add))
         .route("/models/{*model}", get(models::show).post(models::pull).delete(models::remove))
+        .route("/plans/{*model}", post(plans::plan))
+        .route("/spread", get(plans::spread))
         .route("/gc", post(models::collect))
         .route("/jobs", get(jobs).post(submit))
         .route("/jobs/{id}", get(job).delete(cancel))

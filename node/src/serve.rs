@@ -18,9 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::advert::Advertiser;
+use crate::frames::FrameStream;
 use crate::jobs::{Jobs, Owner};
 use crate::places::Places;
-use crate::swarm::{FrameStream, SwarmError};
+use crate::swarm::SwarmError;
 
 /// Requests worked on at once, and of one peer.
 const REQUESTS: usize = 64;
@@ -113,6 +114,13 @@ async fn answer(advertiser: &Advertiser, peer: PeerId, bytes: &[u8]) -> JobRespo
                 job.stop();
             }
             JobResponse::Cancelled(job.is_some())
+        }
+        JobRequest::Offer(request) => {
+            let models = advertiser.scheduler.models();
+            match models.coordinator().offer(&request, models.idle_bytes()).await {
+                Ok(offer) => JobResponse::Offer(Box::new(offer)),
+                Err(error) => JobResponse::Rejected(error.into()),
+            }
         }
         JobRequest::Capabilities(theirs) => {
             advertiser.swarm.peers().hear(peer, *theirs);

@@ -144,7 +144,7 @@ impl Store {
     pub async fn keep(&self, root: Root) -> Result<(), StoreError> {
         let store = self.clone();
         blocking(move || {
-            if store.roots().get(&root.cid).is_some() {
+            if store.roots().get(&root.cid).is_some_and(|known| root.part || !known.part) {
                 return Ok(());
             }
             store.blocks().sync()?;

@@ -5,21 +5,21 @@ use std::path::Path;
 use std::time::Duration;
 
 use accel_ipfs::{GossipsubEvent, PeerEvent, RequestResponseConfig, Settings};
-use accel_protocol::frame::{self, FrameError, PREFIX_BYTES};
+use accel_protocol::frame::{self, FrameError};
 use accel_protocol::limits::{ADVERT_BYTES, FRAME_BYTES, STREAMS_PER_PEER};
 use accel_protocol::message::{ADVERTS_TOPIC, JOBS_PROTOCOL, OUTPUT_PROTOCOL};
 use accel_protocol::{JobRequest, JobResponse, ModelRef, OutputRequest};
 use futures::stream::{BoxStream, FuturesUnordered};
-use futures::{AsyncReadExt, AsyncWriteExt, Stream, StreamExt};
+use futures::{Stream, StreamExt};
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use rust_ipfs::Ipfs;
-use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::config::SwarmConfig;
+use crate::frames::FrameStream;
 use crate::peers::Peers;
 
 /// A request that is not answered within this time counts as lost.
@@ -288,15 +288,28 @@ impl Swarm {
         request: OutputRequest,
         within: Duration,
     ) -> Result<FrameStream, SwarmError> {
+        let mut frames = self.open_stream(peer, OUTPUT_PROTOCOL, within).await?;
+        frames.send(&request).await?;
+        Ok(frames)
+    }
+
+    /// Opens a stream of a protocol `within` that time.
+    ///
+    /// # Errors
+    /// When the peer cannot be reached in time or does not speak the protocol.
+    pub async fn open_stream(
+        &self,
+        peer: PeerId,
+        protocol: &'static str,
+        within: Duration,
+    ) -> Result<FrameStream, SwarmError> {
         let open = async {
             self.connect(peer).await?;
-            let stream = self.ipfs.open_stream(peer, OUTPUT_PROTOCOL).await;
+            let stream = self.ipfs.open_stream(peer, protocol).await;
             stream.map_err(|error| SwarmError::Unreachable { peer, message: format!("{error:#}") })
         };
         let stream = tokio::time::timeout(within, open).await.map_err(|_| SwarmError::Silent { peer, within })??;
-        let mut frames = FrameStream { peer, stream };
-        frames.send(&request).await?;
-        Ok(frames)
+        Ok(FrameStream::new(peer, stream))
     }
 
     /// Hears the adverts of others.
@@ -375,57 +388,5 @@ fn same_transport(found: &Multiaddr, wanted: &Multiaddr) -> bool {
             found_udp == wanted_udp && (wanted_port == 0 || found_port == wanted_port)
         }
         _ => false,
-    }
-}
-
-/// Frames on a stream with one peer.
-#[derive(Debug)]
-pub struct FrameStream {
-    peer: PeerId,
-    stream: libp2p::Stream,
-}
-
-impl FrameStream {
-    /// Frames on a stream that `peer` opened.
-    pub fn new(peer: PeerId, stream: libp2p::Stream) -> Self {
-        Self { peer, stream }
-    }
-
-    /// Sends one value.
-    ///
-    /// # Errors
-    /// When the value is too large or the stream breaks.
-    pub async fn send<T: serde::Serialize>(&mut self, value: &T) -> Result<(), SwarmError> {
-        let peer = self.peer;
-        let bytes = frame::frame(value).map_err(|source| SwarmError::Frame { peer, source })?;
-        let broken = |source| SwarmError::Stream { peer, source };
-        self.stream.write_all(&bytes).await.map_err(broken)?;
-        self.stream.flush().await.map_err(broken)
-    }
-
-    /// The next value; none when the peer closed the stream between two frames.
-    ///
-    /// # Errors
-    /// When the frame is too large, malformed or cut off.
-    pub async fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<T>, SwarmError> {
-        let peer = self.peer;
-        let mut prefix = [0; PREFIX_BYTES];
-        let first = self.stream.read(&mut prefix).await.map_err(|source| SwarmError::Stream { peer, source })?;
-        if first == 0 {
-            return Ok(None);
-        }
-        let broken = |source| SwarmError::Stream { peer, source };
-        self.stream.read_exact(&mut prefix[first..]).await.map_err(broken)?;
-        let length = frame::body_length(prefix).map_err(|source| SwarmError::Frame { peer, source })?;
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body).await.map_err(broken)?;
-        frame::decode(&body).map(Some).map_err(|source| SwarmError::Frame { peer, source })
-    }
-
-    /// Closes our side.
-    pub async fn close(&mut self) {
-        if let Err(error) = self.stream.close().await {
-            tracing::debug!(peer = %self.peer, %error, "a stream did not close cleanly");
-        }
     }
 }

@@ -23,4 +23,4 @@ mod tokenizer;
 mod transcript;
 
 pub use error::PipelineError;
-pub use pipeline::{Cost, LoadOptions, Pipeline, StepPlan, arithmetic, load, tasks};
+pub use pipeline::{Cost, Elsewhere, LoadOptions, Pipeline, StepPlan, arithmetic, load, load_parts, open, tasks};

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use accel_backends::files::ModelFiles;
 use accel_backends::tensor::Engine;
-use accel_backends::weights;
 use accel_models::ModelError;
 use accel_models::arch::{self, HeadKind};
+use accel_models::layers::moe::Experts;
 use accel_models::model::Model;
-use accel_models::rules::Loader;
+use accel_models::share::{Parts, Share};
 use accel_models::spec::Spec;
 use accel_models::spec::encoder::EncoderHead;
 use accel_models::spec::encoder_decoder::SourceSpec;
@@ -84,6 +84,15 @@ pub fn arithmetic() -> Arithmetic {
     Arithmetic(accel_backends::cpu::ARITHMETIC.to_owned())
 }
 
+/// What works out the parts of a model that are not here.
+#[derive(Clone, Debug)]
+pub struct Elsewhere {
+    /// The parts that are here.
+    pub share: Share,
+    /// Who works out the experts of all layers.
+    pub experts: Arc<dyn Experts>,
+}
+
 /// Loads a model.
 ///
 /// # Errors
@@ -93,31 +102,56 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
     if painting::has_parts(&*files) {
         return painting::load(files, options);
     }
-    let index = weights::index(&*files)?;
-    let described = arch::describe(&*files, &index)?;
+    load_parts(&open(files, options.threads)?, None, options)
+}
+
+/// Finds out what a model is and what it consists of, to load parts of it for that many threads.
+///
+/// # Errors
+///
+/// When the files hold no model that is supported.
+pub fn open(files: Arc<dyn ModelFiles>, threads: usize) -> Result<Parts, PipelineError> {
+    let engine = Engine::cpu(threads).map_err(PipelineError::Engine)?;
+    Ok(Parts::open(files, engine)?)
+}
+
+/// Loads a model of which some parts may be elsewhere.
+///
+/// # Errors
+///
+/// When it is no model that can be run, or what is here of it needs more than `options` allow.
+pub fn load_parts(
+    parts: &Parts,
+    elsewhere: Option<&Elsewhere>,
+    options: &LoadOptions,
+) -> Result<Box<dyn Pipeline>, PipelineError> {
+    let (files, index, described) = (parts.files(), parts.index(), parts.description());
     let class = described.class;
     let tasks = tasks(&described.spec, described.head);
     if tasks.is_empty() {
         return Err(no_task(class).into());
     }
-    let bytes = index.bytes();
+    let bytes = elsewhere.map_or_else(|| index.bytes(), |elsewhere| parts.anatomy().share_bytes(&elsewhere.share));
     if let Some(allowed_bytes) = options.memory_bytes.filter(|&allowed| allowed < bytes) {
         return Err(ModelError::OutOfMemory { needed_bytes: bytes, allowed_bytes }.into());
     }
-    let engine = Engine::cpu(options.threads).map_err(PipelineError::Engine)?;
+    let engine = parts.engine().clone();
     let tokenizer = |files| Tokenizer::load(files, index.gguf());
-    let spec = described.spec;
+    let spec = described.spec.clone();
     let model = |spec| {
-        let loader = Loader::new(&*files, &index, described.rules, &engine);
-        let model = Model::load(&loader, spec)?;
+        let loader = parts.loader(elsewhere.map(|elsewhere| &elsewhere.share));
+        let mut model = Model::load(&loader, spec)?;
+        if let Some(elsewhere) = elsewhere {
+            model.set_experts(&elsewhere.experts);
+        }
         loader.finish().map(|()| model)
     };
     if let [Task::ImageClassification | Task::ObjectDetection] = tasks {
-        let head = ImageHead::read(&*files, engine.clone(), &spec)?;
+        let head = ImageHead::read(&**files, engine.clone(), &spec)?;
         return Ok(Box::new(TaskPipeline::new(model(spec)?, head, bytes)));
     }
     if tasks == [Task::MaskGeneration] {
-        let head = MaskHead::read(&*files, engine.clone())?;
+        let head = MaskHead::read(&**files, engine.clone())?;
         return Ok(Box::new(TaskPipeline::new(model(spec)?, head, bytes)));
     }
     if let Spec::TimeSeries(series) = &spec {
@@ -125,26 +159,26 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
         return Ok(Box::new(TaskPipeline::new(model(spec)?, head, bytes)));
     }
     if let Spec::Speech(_) = &spec {
-        let reader = TranscriptReader::read(&*files)?;
+        let reader = TranscriptReader::read(&**files)?;
         let Model::Speech(model) = model(spec)? else { return Err(no_task(class).into()) };
         return Ok(Box::new(TranscriptPipeline::new(engine.clone(), *model, reader, bytes)));
     }
     // Files that tell how to read a text are small: what is wrong with them is said before the weights are read.
-    let tokenizer = tokenizer(&*files)?;
+    let tokenizer = tokenizer(&**files)?;
     if tasks.iter().any(|task| task.is_generation() && *task != Task::TextGeneration) {
-        let reading = (Reader::of(&*files, &spec)?, tasks);
+        let reading = (Reader::of(&**files, &spec)?, tasks);
         let (model, engine) = (model(spec)?, engine.clone());
-        let pipeline = SequencePipeline::new((engine, &*files), model, tokenizer, reading, bytes, options)?;
+        let pipeline = SequencePipeline::new((engine, &**files), model, tokenizer, reading, bytes, options)?;
         return Ok(Box::new(pipeline));
     }
     let model = match model(spec)? {
         Model::Decoder(decoder) if tasks == [Task::TextGeneration] => {
-            return Ok(Box::new(TextPipeline::new((engine, &*files), *decoder, tokenizer, bytes, options)?));
+            return Ok(Box::new(TextPipeline::new((engine, &**files), *decoder, tokenizer, bytes, options)?));
         }
         model => model,
     };
     let context = options.context_tokens.unwrap_or(usize::MAX).min(model.context());
-    let head = TextHead::read(&*files, engine, tokenizer, tasks, context)?;
+    let head = TextHead::read(&**files, engine, tokenizer, tasks, context)?;
     Ok(Box::new(TaskPipeline::new(model, head, bytes)))
 }
 

@@ -14,6 +14,7 @@ pub mod limits;
 pub mod message;
 pub mod model;
 pub mod result;
+pub mod share;
 
 pub use capability::{Advert, Arithmetic, Backend, Device, HeldModel, Load, Proof};
 pub use error::{ErrorCode, JobError};
@@ -25,3 +26,4 @@ pub use job::{
 pub use message::{JobRequest, JobResponse, OutputRequest, Rejection};
 pub use model::ModelRef;
 pub use result::TaskResult;
+pub use share::{ExpertAsk, ExpertRequest, Floats, LayerExperts, Offer, OfferRequest, ShareAnswer, ShareReply};

@@ -60,3 +60,20 @@ pub const DEADLINE_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 pub const STREAMS_PER_PEER: usize = 64;
 /// The life of an advert; one that claims more than twice as much is dropped, since clocks differ.
 pub const ADVERT_LIFE_MS: u64 = 2 * 60 * 1000;
+/// Bytes of the name of a way to store weights.
+pub const DTYPE_BYTES: usize = 32;
+/// Experts that one request may have held: those of the largest mixtures in use.
+pub const SHARE_EXPERTS: usize = 1 << 16;
+/// Requests under way on one stream for a share of a model; more are not read before one of these is answered.
+pub const SHARE_REQUESTS: usize = 64;
+/// Streams for shares of models that one peer may hold open: one for each model that it works on.
+pub const SHARE_STREAMS_PER_PEER: usize = 16;
+
+/// Rows of so many numbers that fit the frame of a request or an answer about a share of a model, each with its place.
+pub const fn share_rows(numbers: usize) -> usize {
+    /// Everything in the frame but rows and places.
+    const REST_BYTES: usize = 1 << 10;
+    // A place is two whole numbers, which count at their full width.
+    let row_bytes = 4 * numbers + 16;
+    (FRAME_BYTES - REST_BYTES) / row_bytes
+}

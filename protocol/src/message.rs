@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::capability::Advert;
 use crate::error::JobError;
 use crate::job::{EventRecord, JobId, JobSpec, JobStatus};
+use crate::share::{Offer, OfferRequest};
 
 /// Request-response protocol for jobs.
 pub const JOBS_PROTOCOL: &str = "/accel/jobs/1";
@@ -24,6 +25,8 @@ pub enum JobRequest {
     Cancel(JobId),
     /// This is what I can do; what can you do?
     Capabilities(Box<Advert>),
+    /// What could you do for this model, with others?
+    Offer(Box<OfferRequest>),
 }
 
 /// The answer to a [`JobRequest`].
@@ -44,6 +47,8 @@ pub enum JobResponse {
     Cancelled(bool),
     /// What this peer can do.
     Capabilities(Box<Advert>),
+    /// What this peer could do for a model.
+    Offer(Box<Offer>),
 }
 
 /// Why a job is not taken.

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use accel_node::config::SwarmConfig;
+use accel_node::frames::FrameStream;
 use accel_node::peers::unix_ms;
-use accel_node::swarm::{FrameStream, Swarm};
+use accel_node::swarm::Swarm;
 use accel_protocol::limits::ADVERT_LIFE_MS;
 use accel_protocol::message::{JOBS_PROTOCOL, OUTPUT_PROTOCOL};
 use accel_protocol::{
-    Advert, ErrorCode, EventRecord, Generation, HeldModel, JobEvent, JobId, JobRequest, JobResponse, JobState,
-    JobStatus, Load, ModelRef, OutputRequest, frame,
+    Advert, ErrorCode, EventRecord, Generation, HeldModel, JobError, JobEvent, JobId, JobRequest, JobResponse,
+    JobState, JobStatus, Load, ModelRef, OutputRequest, frame,
 };
 use accel_tests::cluster::{Cluster, events, eventually, import, model_file, question, text, tokens};
 use anyhow::Context;
@@ -182,6 +183,9 @@ impl Idle {
                                 JobResponse::Cancelled(true)
                             }
                             JobRequest::Status(id) => JobResponse::Status(Some(running(id, &model))),
+                            JobRequest::Offer(_) => JobResponse::Rejected(
+                                JobError::new(ErrorCode::NoWorker, "it shares no model").into(),
+                            ),
                             JobRequest::Capabilities(_) => JobResponse::Capabilities(Box::new(advert(&model))),
                         };
                         let answer = Bytes::from(frame::encode(&answer)?);

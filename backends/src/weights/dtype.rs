@@ -120,6 +120,11 @@ impl Dtype {
         Self::ALL.iter().copied().find(|dtype| dtype.gguf() == Some(number))
     }
 
+    /// The type of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|dtype| dtype.name() == name)
+    }
+
     /// The type of that name in safetensors files.
     pub fn from_safetensors(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|dtype| dtype.block().0 == 1 && dtype.name() == name)

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+pub use crate::shares::Split;
+
 use accel_protocol::{Generation, Input, JobError, JobId, ModelRef, Task, TaskOptions};
 use serde::{Deserialize, Serialize};
 
@@ -206,4 +208,116 @@ fn text_generation() -> Task {
 /// Ten minutes.
 pub fn default_deadline_ms() -> u64 {
     600_000
+}
+
+/// A question how a model would run, or a wish how it is to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PlanBody {
+    /// Which way.
+    pub split: Split,
+    /// Peers that are to take part; everybody who offers to where none is named.
+    pub peers: Vec<String>,
+    /// Whether this node is to have no experts of its own.
+    pub experts_elsewhere: bool,
+    /// Whether the model is to run so from now on, until the node stops.
+    pub keep: bool,
+}
+
+/// How a model would run, and how it does.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PlanView {
+    /// The model.
+    pub model: String,
+    /// Ways to run it; the first is on this node alone.
+    pub ways: Vec<WayView>,
+    /// The one that is taken; none where it cannot be run.
+    pub chosen: Option<usize>,
+    /// Why that one.
+    pub why: String,
+}
+
+/// One way to run a model.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WayView {
+    /// What kind.
+    pub split: Split,
+    /// Who has what; the first is this node.
+    pub members: Vec<MemberView>,
+    /// How fast it would be; none where it cannot be done.
+    pub prediction: Option<PredictionView>,
+    /// Why it cannot be done.
+    pub impossible: Option<String>,
+}
+
+/// What one node has of a model.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MemberView {
+    /// The peer; none for this node.
+    pub peer: Option<String>,
+    /// Layers without their experts.
+    pub layers: usize,
+    /// Experts of all layers.
+    pub experts: usize,
+    /// Bytes in memory.
+    pub bytes: u64,
+    /// Bytes to fetch, as far as is known.
+    pub fetch_bytes: u64,
+}
+
+/// How fast a model would run, and what that is made of.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct PredictionView {
+    /// Tokens a second of one answer.
+    pub tokens_per_second: f64,
+    /// Milliseconds to the first token.
+    pub first_token_ms: f64,
+    /// Tokens of the prompt that this is for.
+    pub prompt_tokens: usize,
+    /// Milliseconds a token that this node computes.
+    pub here_ms: f64,
+    /// Milliseconds a token that it waits for others to compute.
+    pub elsewhere_ms: f64,
+    /// Milliseconds a token on the way there and back.
+    pub round_trips_ms: f64,
+    /// Round trips of a token.
+    pub round_trips: f64,
+    /// Bytes a token that travel.
+    pub bytes: f64,
+}
+
+/// A model that is at work on several machines.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SpreadView {
+    /// The model.
+    pub model: String,
+    /// Experts of this node.
+    pub experts_here: usize,
+    /// Experts of others that this node stood in for so far.
+    pub borrowed: u64,
+    /// Layers that were asked of others.
+    pub rounds: u64,
+    /// Of those, how many were asked again.
+    pub repeats: u64,
+    /// Rows that others were asked for.
+    pub rows: u64,
+    /// Bytes of rows both ways.
+    pub bytes: u64,
+    /// The others.
+    pub peers: Vec<HolderView>,
+}
+
+/// A peer that holds experts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HolderView {
+    /// The peer.
+    pub peer: String,
+    /// Whether it can be asked.
+    pub open: bool,
+    /// Experts that it holds.
+    pub experts: usize,
+    /// Milliseconds of a call beside its rows.
+    pub transport_ms: f64,
+    /// Milliseconds of a row.
+    pub row_ms: f64,
 }

@@ -144,7 +144,7 @@ fn view(freed: Freed) -> FreedView {
     FreedView { blocks: freed.blocks, bytes: freed.bytes }
 }
 
-fn parse(model: &str) -> Result<ModelRef, Refusal> {
+pub(super) fn parse(model: &str) -> Result<ModelRef, Refusal> {
     Ok(model.parse().map_err(|error| JobError::new(ErrorCode::InvalidRequest, error))?)
 }
 

@@ -11,7 +11,9 @@ use tokio::sync::{OnceCell, watch};
 
 use super::worker::Worker;
 use crate::config::JobsConfig;
-use crate::store::{BlockFiles, FetchOptions, FetchProgress, RootKind, Store};
+use crate::memory::{Memory, Reserved};
+use crate::shares::{Coordinator, Fetcher, Known, Plan, Split};
+use crate::store::{BlockFiles, FetchOptions, FetchProgress, RootKind, Store, StoreError};
 use crate::swarm::Swarm;
 
 /// The models of a node. Clones share them.
@@ -26,7 +28,8 @@ struct Shared {
     swarm: Swarm,
     options: LoadOptions,
     fetch: FetchOptions,
-    budget_bytes: u64,
+    memory: Memory,
+    coordinator: Coordinator,
     slots: Mutex<HashMap<ModelRef, Slot>>,
 }
 
@@ -68,13 +71,7 @@ impl Drop for Waiting<'_> {
 
 impl Models {
     /// No models yet.
-    pub fn new(
-        config: &JobsConfig,
-        machine_memory_bytes: Option<u64>,
-        store: Store,
-        swarm: Swarm,
-        fetch: FetchOptions,
-    ) -> Self {
+    pub fn new(config: &JobsConfig, machine_memory_bytes: Option<u64>, fetch: Fetcher) -> Self {
         let threads = if config.threads == 0 {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
         } else {
@@ -91,7 +88,20 @@ impl Models {
             context_tokens: (config.context_tokens > 0).then_some(config.context_tokens),
             memory_bytes: Some(budget_bytes),
         };
-        Self { shared: Arc::new(Shared { store, swarm, options, fetch, budget_bytes, slots: Mutex::default() }) }
+        let memory = Memory::new(budget_bytes);
+        let coordinator = Coordinator::new(fetch.clone(), options, memory.clone(), config.serve);
+        let Fetcher { store, swarm, options: fetch, .. } = fetch;
+        Self { shared: Arc::new(Shared { store, swarm, options, fetch, memory, coordinator, slots: Mutex::default() }) }
+    }
+
+    /// Who has models run on several machines.
+    pub fn coordinator(&self) -> &Coordinator {
+        &self.shared.coordinator
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.shared.options.threads
     }
 
     fn slots(&self) -> MutexGuard<'_, HashMap<ModelRef, Slot>> {
@@ -146,9 +156,9 @@ impl Models {
         let providers = self.shared.swarm.providers(model).await;
         // What peers ask for is kept only once it has proven to be a model that runs here.
         let options = FetchOptions { providers, pin: false, ..self.shared.fetch.clone() };
-        let check = |files: &BlockFiles| self.check(model, files);
-        let report = store
-            .fetch_checked(&model.cid, options, check, |now: &FetchProgress| {
+        let fetch = |options, plans| {
+            let check = move |files: &BlockFiles| self.check(model, files, plans);
+            store.fetch_checked(&model.cid, options, check, |now: &FetchProgress| {
                 let event = JobEvent::Fetching {
                     done_bytes: now.fetched_bytes,
                     total_bytes: now.fetched_bytes + now.missing_bytes,
@@ -156,7 +166,19 @@ impl Models {
                 };
                 progress.send_replace(Some(event));
             })
-            .await?;
+        };
+        let report = match fetch(options.clone(), true).await {
+            Err(Stopped::ToPlan(known)) => {
+                let wish = self.shared.coordinator.wished(model);
+                let plan = self.shared.coordinator.plan(model, &known, &wish, self.idle_bytes()).await?;
+                if plan.way().is_none_or(|way| way.split != Split::Solo) {
+                    return self.load_spread(model, plan, progress).await;
+                }
+                tracing::info!(%model, why = plan.why, "a model runs on this machine alone");
+                fetch(options, false).await?
+            }
+            report => report?,
+        };
         if report.fetched_bytes > 0 {
             let event = JobEvent::Fetched {
                 bytes: report.fetched_bytes,
@@ -167,8 +189,8 @@ impl Models {
             };
             progress.send_replace(Some(event));
         }
-        let pipeline = match self.load_files(model).await {
-            Ok(pipeline) => pipeline,
+        let (pipeline, memory) = match self.load_files(model).await {
+            Ok(loaded) => loaded,
             Err(error) => {
                 if let Err(error) = store.free_unpinned(model.cid).await {
                     tracing::warn!(%model, %error, "what is no model here was not freed; garbage collection will");
@@ -177,52 +199,85 @@ impl Models {
             }
         };
         store.keep(report.root).await?;
-        let worker = Worker::start(pipeline)
-            .map_err(|error| JobError::new(ErrorCode::OutOfResources, format!("no thread for the model: {error}")))?;
-        tracing::info!(%model, arithmetic = %worker.arithmetic().0, bytes = worker.memory_bytes(), "model loaded");
-        Ok(Arc::new(worker))
+        start(model, pipeline, memory)
     }
 
-    /// Whether files are a model, and one that may fit, by what their first blocks say.
-    fn check(&self, model: &ModelRef, files: &BlockFiles) -> Result<(), JobError> {
+    /// Loads a model of which others hold a part.
+    async fn load_spread(
+        &self,
+        model: &ModelRef,
+        plan: Plan,
+        progress: &watch::Sender<Option<JobEvent>>,
+    ) -> Result<Arc<Worker>, JobError> {
+        tracing::info!(%model, why = plan.why, "a model is spread over several machines");
+        let own = plan.way().and_then(|way| way.members.first()).map_or(0, |own| own.bytes);
+        let memory = self.make_room(own)?;
+        let pipeline = self.shared.coordinator.load(model, &plan, progress).await?;
+        start(model, pipeline, memory)
+    }
+
+    /// Whether files are a model, and one that may fit, by what their first blocks say; one that may run better on several
+    /// machines is to be planned first.
+    fn check(&self, model: &ModelRef, files: &BlockFiles, plans: bool) -> Result<(), Stopped> {
         // A part of something larger is looked at when it is opened.
         if !model.path.is_empty() {
             return Ok(());
         }
-        let (kind, bytes, budget) = (files.kind()?, files.bytes(), self.shared.budget_bytes);
+        let (kind, bytes, budget) = (files.kind()?, files.bytes(), self.shared.memory.budget_bytes());
         if !matches!(kind, RootKind::Gguf | RootKind::HuggingFace) {
             let words = format!("{model} is a {kind}; expected a GGUF file or a Hugging Face directory");
-            return Err(JobError::new(ErrorCode::ModelInvalid, words));
+            return Err(JobError::new(ErrorCode::ModelInvalid, words).into());
+        }
+        // What cannot be looked at is told of when it is loaded.
+        if plans
+            && let Ok(known) = Known::of(files.clone())
+            && known.can_be_spread()
+        {
+            return Err(Stopped::ToPlan(Box::new(known)));
         }
         if bytes > budget {
             let words = format!("the model has {bytes} bytes, and this node gives models {budget} (jobs.memory_bytes)");
-            return Err(JobError::new(ErrorCode::OutOfResources, words));
+            return Err(JobError::new(ErrorCode::OutOfResources, words).into());
         }
         Ok(())
     }
 
-    async fn load_files(&self, model: &ModelRef) -> Result<Box<dyn Pipeline>, JobError> {
+    async fn load_files(&self, model: &ModelRef) -> Result<(Box<dyn Pipeline>, Reserved), JobError> {
         let path = (!model.path.is_empty()).then_some(model.path.as_str());
         let files = self.shared.store.open(&model.cid, path).await?;
-        self.make_room(files.bytes())?;
+        let memory = self.make_room(files.bytes())?;
         let options = self.shared.options;
         let load = tokio::task::spawn_blocking(move || accel_pipelines::load(Arc::new(files), &options));
         let broke_off = |error| JobError::new(ErrorCode::Internal, format!("loading the model broke off: {error}"));
-        Ok(load.await.map_err(broke_off)??)
+        Ok((load.await.map_err(broke_off)??, memory))
     }
 
-    /// Drops idle models, least recently used first, until `bytes` more fit the budget.
-    fn make_room(&self, bytes: u64) -> Result<(), JobError> {
-        let budget = self.shared.budget_bytes;
+    /// Memory of models that nobody uses.
+    pub fn idle_bytes(&self) -> u64 {
+        let slots = self.slots();
+        let idle = slots.values().filter(|slot| slot.is_idle());
+        idle.filter_map(|slot| slot.worker.get()).map(|worker| worker.memory_bytes()).sum()
+    }
+
+    /// Drops a model that nobody uses from memory, so that it is loaded anew, perhaps in another way. Whether it is gone.
+    pub fn unload(&self, model: &ModelRef) -> bool {
+        let mut slots = self.slots();
+        if slots.get(model).is_some_and(Slot::is_idle) {
+            slots.remove(model);
+        }
+        !slots.contains_key(model)
+    }
+
+    /// Takes memory; idle models are dropped for it, least recently used first.
+    pub fn make_room(&self, bytes: u64) -> Result<Reserved, JobError> {
         let mut slots = self.slots();
         loop {
-            let used: u64 =
-                slots.values().filter_map(|slot| slot.worker.get()).map(|worker| worker.memory_bytes()).sum();
-            if used.saturating_add(bytes) <= budget {
-                return Ok(());
+            if let Some(reserved) = self.shared.memory.reserve(bytes) {
+                return Ok(reserved);
             }
             let oldest = slots.iter().filter(|(_, slot)| slot.is_idle()).min_by_key(|(_, slot)| slot.used);
             let Some(model) = oldest.map(|(model, _)| model.clone()) else {
+                let (used, budget) = (self.shared.memory.used_bytes(), self.shared.memory.budget_bytes());
                 return Err(JobError::new(
                     ErrorCode::OutOfResources,
                     format!(
@@ -235,4 +290,38 @@ impl Models {
             slots.remove(&model);
         }
     }
+}
+
+/// Why a fetch went no further than a model's headers.
+enum Stopped {
+    Because(JobError),
+    ToPlan(Box<Known>),
+}
+
+impl From<JobError> for Stopped {
+    fn from(error: JobError) -> Self {
+        Self::Because(error)
+    }
+}
+
+impl From<StoreError> for Stopped {
+    fn from(error: StoreError) -> Self {
+        Self::Because(error.into())
+    }
+}
+
+impl From<Stopped> for JobError {
+    fn from(stopped: Stopped) -> Self {
+        match stopped {
+            Stopped::Because(error) => error,
+            Stopped::ToPlan(_) => Self::new(ErrorCode::Internal, "a model was to be planned twice"),
+        }
+    }
+}
+
+fn start(model: &ModelRef, pipeline: Box<dyn Pipeline>, memory: Reserved) -> Result<Arc<Worker>, JobError> {
+    let worker = Worker::start(pipeline, memory)
+        .map_err(|error| JobError::new(ErrorCode::OutOfResources, format!("no thread for the model: {error}")))?;
+    tracing::info!(%model, arithmetic = %worker.arithmetic().0, bytes = worker.memory_bytes(), "model loaded");
+    Ok(Arc::new(worker))
 }

@@ -70,7 +70,7 @@ async fn best(
             .store
             .pinned()
             .await
-            .is_ok_and(|roots| roots.iter().any(|root| root.cid == spec.model.cid));
+            .is_ok_and(|roots| roots.iter().any(|root| root.cid == spec.model.cid && !root.part));
         let cost = Cost {
             inexact: arithmetic.is_some_and(|wanted| *wanted != accel_pipelines::arithmetic()),
             not_loaded: !scheduler.shared.models.loaded().contains(&spec.model),

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::Continued;
 use crate::jobs::Job;
+use crate::memory::Reserved;
 
 /// Commands that wait at most; admission keeps the number of jobs far below.
 const COMMANDS: usize = 1024;
@@ -39,7 +40,7 @@ pub struct Worker {
     commands: SyncSender<Assignment>,
     thread: JoinHandle<()>,
     arithmetic: Arithmetic,
-    memory_bytes: u64,
+    memory: Reserved,
 }
 
 impl Worker {
@@ -47,13 +48,13 @@ impl Worker {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(pipeline: Box<dyn Pipeline>) -> std::io::Result<Self> {
+    pub fn start(pipeline: Box<dyn Pipeline>, memory: Reserved) -> std::io::Result<Self> {
         let (commands, inbox) = sync_channel(COMMANDS);
-        let (arithmetic, memory_bytes) = (pipeline.arithmetic(), pipeline.memory_bytes());
+        let arithmetic = pipeline.arithmetic();
         let thread = std::thread::Builder::new()
             .name("accel-worker".to_owned())
             .spawn(move || Desk { pipeline, inbox, active: HashMap::new() }.work())?;
-        Ok(Self { commands, thread, arithmetic, memory_bytes })
+        Ok(Self { commands, thread, arithmetic, memory })
     }
 
     /// Whether the thread is at work or waits for it; one that broke down takes no more jobs.
@@ -76,7 +77,7 @@ impl Worker {
 
     /// Bytes of the model in memory.
     pub fn memory_bytes(&self) -> u64 {
-        self.memory_bytes
+        self.memory.bytes()
     }
 }
 

@@ -188,6 +188,7 @@ fn import(
         bytes: so_far.total_bytes,
         blocks: so_far.blocks,
         added_unix_seconds: unix_seconds(),
+        part: false,
     };
     blocks.sync()?;
     if options.move_source {

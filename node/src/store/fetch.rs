@@ -11,11 +11,11 @@ mod exchange;
 mod lane;
 mod scan;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use accel_backends::files::ModelFiles;
+use accel_backends::files::{Extent, ModelFiles};
 use cid::Cid;
 use rust_ipfs::PeerId;
 
@@ -124,12 +124,40 @@ impl Store {
         Ok(self.finish(work, progress).await?)
     }
 
-    async fn finish(
+    /// Fetches the parts of a root's files that `choose` names once their headers are here, and pins the root as one that
+    /// is kept in part.
+    ///
+    /// # Errors
+    /// What `choose` says of files whose headers are here; otherwise as `fetch`.
+    pub async fn fetch_parts<E: From<StoreError>>(
+        &self,
+        cid: &Cid,
+        options: FetchOptions,
+        choose: impl FnOnce(&BlockFiles) -> Result<Vec<Extent>, E> + Send,
+        progress: impl FnMut(&FetchProgress) + Send,
+    ) -> Result<FetchReport, E> {
+        let mut work = Work::new(self, cid, options)?;
+        let files = work.headers().await?;
+        let mut parts: HashMap<String, Vec<Range<u64>>> = HashMap::new();
+        for Extent { file, offset, bytes } in choose(&files)? {
+            parts.entry(file).or_default().push(offset..offset.saturating_add(bytes));
+        }
+        parts.values_mut().for_each(|ranges| joined(ranges));
+        Ok(self.finish_scope(work, Scope::Parts(parts), progress).await?)
+    }
+
+    async fn finish(&self, work: Work, progress: impl FnMut(&FetchProgress) + Send) -> Result<FetchReport, StoreError> {
+        self.finish_scope(work, Scope::All, progress).await
+    }
+
+    async fn finish_scope(
         &self,
         mut work: Work,
+        scope: Scope,
         mut progress: impl FnMut(&FetchProgress) + Send,
     ) -> Result<FetchReport, StoreError> {
-        let scan = work.complete(Scope::All, &mut progress).await?;
+        let part = !matches!(scope, Scope::All);
+        let scan = work.complete(scope, &mut progress).await?;
         let opened = work.open("").await?;
         let known = {
             let (store, cid) = (self.clone(), work.root);
@@ -146,6 +174,7 @@ impl Store {
             bytes: opened.bytes(),
             blocks: scan.here.len() as u64,
             added_unix_seconds: unix_seconds(),
+            part,
         };
         work.exchange.written_back().await?;
         if work.options.pin {
@@ -183,6 +212,19 @@ impl Store {
     pub async fn fetch_headers(&self, cid: &Cid, options: FetchOptions) -> Result<BlockFiles, StoreError> {
         Work::new(self, cid, options)?.headers().await
     }
+}
+
+/// Puts ranges in order, and makes one of those that touch.
+fn joined(ranges: &mut Vec<Range<u64>>) {
+    ranges.sort_by_key(|range| range.start);
+    let mut whole: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+    for range in ranges.drain(..) {
+        match whole.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => whole.push(range),
+        }
+    }
+    *ranges = whole;
 }
 
 /// A fetch under way.

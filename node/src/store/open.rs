@@ -125,7 +125,10 @@ impl BlockFiles {
     }
 
     /// Bytes of a file that are here, in `range`.
-    pub(super) fn here_bytes(&self, file: usize, range: std::ops::Range<u64>) -> Result<u64, StoreError> {
+    ///
+    /// # Errors
+    /// When the disk cannot be read.
+    pub fn here_bytes(&self, file: usize, range: std::ops::Range<u64>) -> Result<u64, StoreError> {
         let mut here = 0;
         for segment in overlapping(&self.inner.files[file].segments, range.start) {
             if segment.offset >= range.end {

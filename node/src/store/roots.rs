@@ -56,6 +56,8 @@ pub struct Root {
     pub blocks: u64,
     /// When it was pinned, in seconds since 1970.
     pub added_unix_seconds: u64,
+    /// Whether only a part of it is kept: what this node does of a model that is spread over several.
+    pub part: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,6 +76,8 @@ struct RootFormat {
     bytes: u64,
     blocks: u64,
     added_unix_seconds: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    part: bool,
 }
 
 /// The list on disk and in memory.
@@ -101,8 +105,8 @@ impl Roots {
             .into_iter()
             .map(|root| {
                 let cid = Cid::try_from(root.cid.as_str()).map_err(|error| bad(format!("`{}`: {error}", root.cid)))?;
-                let RootFormat { name, kind, bytes, blocks, added_unix_seconds, .. } = root;
-                Ok(Root { cid, name, kind, bytes, blocks, added_unix_seconds })
+                let RootFormat { name, kind, bytes, blocks, added_unix_seconds, part, .. } = root;
+                Ok(Root { cid, name, kind, bytes, blocks, added_unix_seconds, part })
             })
             .collect::<Result<_, StoreError>>()?;
         Ok(Self { path, list })
@@ -124,6 +128,8 @@ impl Roots {
                 if root.name.is_empty() {
                     root.name.clone_from(&known.name);
                 }
+                // What is kept whole stays so.
+                root.part &= known.part;
                 *known = root;
             }
             None => list.push(root),
@@ -153,6 +159,7 @@ impl Roots {
                     bytes: root.bytes,
                     blocks: root.blocks,
                     added_unix_seconds: root.added_unix_seconds,
+                    part: root.part,
                 })
                 .collect(),
         };

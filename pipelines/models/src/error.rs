@@ -73,6 +73,14 @@ pub enum ModelError {
         /// What is allowed.
         allowed_bytes: u64,
     },
+    /// A part that another machine has cannot be had.
+    #[error("{part}: {reason}")]
+    Elsewhere {
+        /// The part.
+        part: String,
+        /// Why not.
+        reason: String,
+    },
     /// Rows of a forward pass that do not follow from the state.
     #[error("{place}: expected {expected}, found {found}")]
     State {

@@ -12,6 +12,7 @@ pub mod family;
 pub mod layers;
 pub mod model;
 pub mod rules;
+pub mod share;
 pub mod spec;
 pub mod stack;
 

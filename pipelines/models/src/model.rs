@@ -1,6 +1,7 @@
 //! Models as whole things: asked by named tensors, answering by named tensors, as Hugging Face's classes name them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use accel_backends::tensor::{Kind, Tensor, TensorError};
 
@@ -23,6 +24,7 @@ use crate::family::unet::Unet;
 use crate::family::vae::Vae;
 use crate::family::vision::Vision;
 use crate::family::vision_language::VisionLanguage;
+use crate::layers::moe::Experts;
 use crate::rules::Loader;
 use crate::spec::Spec;
 use crate::stack::Stack;
@@ -279,6 +281,16 @@ impl Model {
             Self::Multimodal(model) => model.stacks().into(),
             Self::Retrieval(model) => model.stacks().collect(),
             _ => Vec::new(),
+        }
+    }
+
+    /// Has somebody else work out the experts of all layers.
+    pub fn set_experts(&mut self, experts: &Arc<dyn Experts>) {
+        match self {
+            Self::Decoder(model) => model.stack_mut().set_experts(experts),
+            Self::EncoderDecoder(model) => model.stacks_mut().for_each(|stack| stack.set_experts(experts)),
+            // Other families have none.
+            _ => {}
         }
     }
 

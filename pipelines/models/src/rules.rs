@@ -10,6 +10,7 @@ use accel_backends::tensor::{Engine, Linear, Tensor, Weight};
 use accel_backends::weights::{TensorIndex, TensorInfo, read_tensor};
 
 use crate::ModelError;
+use crate::share::{Part, Share, Stacks};
 
 /// A part of a model and its name in the files; each `{}` stands for a number, of a layer or an expert.
 ///
@@ -93,6 +94,19 @@ pub struct Rules {
     pub heads: &'static [Rule],
 }
 
+impl Rules {
+    /// What a tensor of the file is called in the model: its rule, read backwards. A tensor without a rule keeps its name.
+    pub(crate) fn name_in_model(&self, name: &str) -> String {
+        // Scales belong to the weight that they scale.
+        let name = fp8::SCALES.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name);
+        let name = name.strip_prefix(self.prefix).unwrap_or(name);
+        let backwards = |rule: &Rule| Rule { to: rule.from, from: rule.to, how: rule.how };
+        let of = |rules: &[Rule], name: &str| rules.iter().find_map(|rule| rename(&backwards(rule), name));
+        let in_stack = name.strip_prefix(self.base).and_then(|name| of(self.stack, name));
+        in_stack.or_else(|| of(self.heads, name)).unwrap_or_else(|| name.to_owned())
+    }
+}
+
 /// Reads weights by their names in the model.
 #[derive(Clone)]
 pub struct Loader<'a> {
@@ -108,12 +122,32 @@ pub struct Loader<'a> {
     pub part: String,
     /// What has been read, by its name in the files; all parts share it.
     read: Arc<Mutex<BTreeSet<String>>>,
+    /// Which parts of the model are to be read; all, where that is not said.
+    share: Option<Arc<(Share, Stacks)>>,
 }
 
 impl<'a> Loader<'a> {
     /// A loader of a whole model.
     pub fn new(files: &'a dyn ModelFiles, index: &'a TensorIndex, rules: Rules, engine: &'a Engine) -> Self {
-        Self { files, index, rules, engine, part: String::new(), read: Arc::default() }
+        Self { files, index, rules, engine, part: String::new(), read: Arc::default(), share: None }
+    }
+
+    /// The loader of some parts of the model.
+    #[must_use]
+    pub(crate) fn sharing(self, share: Share, stacks: Stacks) -> Self {
+        Self { share: Some(Arc::new((share, stacks))), ..self }
+    }
+
+    /// The number of a layer of this stack among all of the model.
+    pub fn layer_number(&self, layer: usize) -> usize {
+        layer + self.share.as_ref().map_or(0, |share| share.1.first_layer(&self.part))
+    }
+
+    /// Whether all experts of a layer of this stack are to be read.
+    pub fn has_experts(&self, layer: usize, experts: usize) -> bool {
+        let number = self.layer_number(layer);
+        let all = |share: &Share| (0..experts).all(|expert| share.has(Part::Expert(number, expert)));
+        self.share.as_ref().is_none_or(|share| all(&share.0))
     }
 
     /// The loader of a part: its names begin with `name` and a dot.
@@ -151,7 +185,13 @@ impl<'a> Loader<'a> {
             let name = name.strip_prefix(prefix).and_then(|name| name.strip_prefix(base));
             name.is_some_and(|name| numbered.iter().any(|rule| rename(rule, name).is_some()))
         };
-        let left = self.index.iter().find(|tensor| !read.contains(&tensor.name) && of_stack(&tensor.name));
+        let here = |tensor: &TensorInfo| {
+            let parts =
+                |share: &(Share, Stacks)| share.1.parts(&self.rules, tensor).iter().any(|(part, _)| share.0.has(*part));
+            self.share.as_deref().is_none_or(parts)
+        };
+        let left =
+            self.index.iter().find(|tensor| !read.contains(&tensor.name) && of_stack(&tensor.name) && here(tensor));
         left.map_or(Ok(()), |tensor| Err(ModelError::LeftOver { name: tensor.name.clone() }))
     }
 

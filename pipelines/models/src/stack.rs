@@ -4,6 +4,7 @@
 //! stage of a model that is split between peers is a range of layers.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use accel_backends::tensor::{Tensor, TensorError};
 
@@ -228,10 +229,12 @@ impl Stack {
         Ok(x)
     }
 
-    /// Has somebody else work out a layer's experts; nothing where the layer has none.
-    pub fn set_experts(&mut self, layer: usize, experts: Box<dyn Experts>) {
-        if let Some(Layer { ffn: Ffn::Experts(moe), .. }) = self.layers.get_mut(layer) {
-            moe.set_experts(experts);
+    /// Has somebody else work out the experts of all layers that have any.
+    pub fn set_experts(&mut self, experts: &Arc<dyn Experts>) {
+        for layer in &mut self.layers {
+            if let Ffn::Experts(moe) = &mut layer.ffn {
+                moe.set_experts(experts.clone());
+            }
         }
     }
 

@@ -2,10 +2,10 @@
 
 use accel_protocol::result::{Bounds, Entity, Filling, Label, Mask, Span, Thing};
 use accel_protocol::{
-    Advert, Aggregation, Arithmetic, Backend, Device, ErrorCode, EventRecord, FileBytes, FinishReason, Generation,
-    HeldModel, Input, JobError, JobEvent, JobId, JobRequest, JobResponse, JobSpec, JobState, JobStatus, Load, Message,
-    ModelRef, OutputRequest, Painting, Proof, Rejection, Role, Task, TaskOptions, TaskResult, TokenLogprob, Usage,
-    frame,
+    Advert, Aggregation, Arithmetic, Backend, Device, ErrorCode, EventRecord, ExpertAsk, ExpertRequest, FileBytes,
+    FinishReason, Floats, Generation, HeldModel, Input, JobError, JobEvent, JobId, JobRequest, JobResponse, JobSpec,
+    JobState, JobStatus, LayerExperts, Load, Message, ModelRef, Offer, OfferRequest, OutputRequest, Painting, Proof,
+    Rejection, Role, ShareAnswer, ShareReply, Task, TaskOptions, TaskResult, TokenLogprob, Usage, frame,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -44,7 +44,65 @@ pub fn request() -> impl Strategy<Value = JobRequest> {
         1 => job_id().prop_map(JobRequest::Status),
         1 => job_id().prop_map(JobRequest::Cancel),
         1 => advert().prop_map(|advert| JobRequest::Capabilities(Box::new(advert))),
+        1 => (model(), "[A-Z0-9_]{1,8}")
+            .prop_map(|(model, dtype)| JobRequest::Offer(Box::new(OfferRequest { model, dtype }))),
     ]
+}
+
+pub fn expert_request() -> impl Strategy<Value = ExpertRequest> {
+    let hold = (any::<u32>(), model(), layer_experts());
+    let forward = (any::<u32>(), any::<u32>(), vec(any::<(u32, u32)>(), 0..6), floats());
+    let ask = prop_oneof![
+        hold.prop_map(|(holding, model, experts)| ExpertAsk::Hold { holding, model, experts }),
+        forward.prop_map(|(holding, layer, places, rows)| ExpertAsk::Forward { holding, layer, places, rows }),
+        floats().prop_map(ExpertAsk::Echo),
+        any::<u32>().prop_map(|holding| ExpertAsk::Release { holding }),
+    ];
+    (any::<u64>(), ask).prop_map(|(id, ask)| ExpertRequest { id, ask })
+}
+
+pub fn share_reply() -> impl Strategy<Value = ShareReply> {
+    let holding = any::<(u64, u64)>();
+    let held = any::<(u64, u64, u64)>();
+    let answer = prop_oneof![
+        holding.prop_map(|(done_bytes, total_bytes)| ShareAnswer::Holding { done_bytes, total_bytes }),
+        held.prop_map(|(memory_bytes, fetched_bytes, here_bytes)| {
+            ShareAnswer::Held { memory_bytes, fetched_bytes, here_bytes }
+        }),
+        (floats(), any::<u64>()).prop_map(|(rows, micros)| ShareAnswer::Rows { rows, micros }),
+        error().prop_map(ShareAnswer::Failed),
+    ];
+    (any::<u64>(), answer).prop_map(|(id, answer)| ShareReply { id, answer })
+}
+
+fn floats() -> impl Strategy<Value = Floats> {
+    vec(-1e6_f32..1e6, 0..9).prop_map(Floats)
+}
+
+fn layer_experts() -> impl Strategy<Value = Vec<LayerExperts>> {
+    vec((any::<u32>(), vec(any::<u32>(), 0..5)).prop_map(|(layer, experts)| LayerExperts { layer, experts }), 0..4)
+}
+
+fn offer() -> impl Strategy<Value = Offer> {
+    let machine = (any::<bool>(), any::<u64>(), any::<u32>(), any::<u32>());
+    let room = (any::<u64>(), any::<u64>(), 0.0..1e3_f64, 0.0..1e4_f64);
+    (machine, room, layer_experts(), any::<bool>()).prop_map(
+        |((serves, host, cores, threads), (memory_bytes, disk_bytes, gbytes_per_second, gflops), experts, whole)| {
+            Offer {
+                serves,
+                host,
+                cores,
+                threads,
+                memory_bytes,
+                disk_bytes,
+                arithmetic: Arithmetic("f32-1".into()),
+                gbytes_per_second,
+                gflops,
+                experts,
+                whole,
+            }
+        },
+    )
 }
 
 pub fn response() -> impl Strategy<Value = JobResponse> {
@@ -55,6 +113,7 @@ pub fn response() -> impl Strategy<Value = JobResponse> {
         option::of(status()).prop_map(JobResponse::Status),
         any::<bool>().prop_map(JobResponse::Cancelled),
         advert().prop_map(|advert| JobResponse::Capabilities(Box::new(advert))),
+        offer().prop_map(|offer| JobResponse::Offer(Box::new(offer))),
     ]
 }
 
@@ -278,6 +337,24 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
         free_bytes: 1 << 40,
         load: Load { running: 1, queued: 2, capacity: 8 },
     };
+    let offer = Offer {
+        serves: true,
+        host: 77,
+        cores: 2,
+        threads: 1,
+        memory_bytes: 4 << 30,
+        disk_bytes: 5 << 30,
+        arithmetic: Arithmetic("f32-1".into()),
+        gbytes_per_second: 14.5,
+        gflops: 80.25,
+        experts: vec![LayerExperts { layer: 3, experts: vec![0, 15] }],
+        whole: false,
+    };
+    let wanted = OfferRequest { model: model.clone(), dtype: "BF16".into() };
+    let experts = vec![LayerExperts { layer: 5, experts: vec![0, 1, 300] }];
+    let hold = ExpertAsk::Hold { holding: 1, model: model.clone(), experts };
+    let rows = || Floats(vec![1.0, -0.5, 0.25]);
+    let forward = ExpertAsk::Forward { holding: 1, layer: 5, places: vec![(0, 1), (0, 300)], rows: rows() };
     let status = JobStatus { id, model, state: JobState::Running, tokens: 3, peer: Some("12D3".into()), age_ms: 250 };
     let classify = JobSpec {
         task: Task::TextClassification,
@@ -310,6 +387,8 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
     let event = |number, event| frame::encode(&EventRecord { number, event }).unwrap();
     let request = |request: JobRequest| frame::encode(&request).unwrap();
     let response = |response: JobResponse| frame::encode(&response).unwrap();
+    let experts = |ask| frame::encode(&ExpertRequest { id: 9, ask }).unwrap();
+    let share = |answer| frame::encode(&ShareReply { id: 9, answer }).unwrap();
     let cancelled = EventRecord { number: 0, event: JobEvent::Cancelled };
     let rejection = Rejection { error: error.clone(), retry_after_ms: Some(500) };
     let token = JobEvent::Token { index: 0, id: 9, text: " Paris".into(), logprob: Some(logprob) };
@@ -327,6 +406,16 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
         ("response status", response(JobResponse::Status(Some(status)))),
         ("response cancelled", response(JobResponse::Cancelled(true))),
         ("response capabilities", response(JobResponse::Capabilities(Box::new(advert)))),
+        ("request offer", request(JobRequest::Offer(Box::new(wanted)))),
+        ("response offer", response(JobResponse::Offer(Box::new(offer)))),
+        ("experts hold", experts(hold)),
+        ("experts forward", experts(forward)),
+        ("experts echo", experts(ExpertAsk::Echo(rows()))),
+        ("experts release", experts(ExpertAsk::Release { holding: 1 })),
+        ("share holding", share(ShareAnswer::Holding { done_bytes: 1, total_bytes: 300 })),
+        ("share held", share(ShareAnswer::Held { memory_bytes: 300, fetched_bytes: 200, here_bytes: 100 })),
+        ("share rows", share(ShareAnswer::Rows { rows: rows(), micros: 250 })),
+        ("share failed", share(ShareAnswer::Failed(error.clone()))),
         ("event fetching", event(0, JobEvent::Fetching { done_bytes: 1, total_bytes: 300, peers: 2 })),
         ("event fetched", event(1, JobEvent::Fetched { bytes: 300, peers: 2, elapsed_ms: 40 })),
         ("event moved", event(2, JobEvent::Moved { peer: "12D3KooW".into(), prior_tokens: 40, exact: true })),

@@ -10,7 +10,9 @@ mod generated;
 use std::fmt::Write;
 
 use accel_protocol::limits::FRAME_BYTES;
-use accel_protocol::{Advert, EventRecord, JobId, JobRequest, JobResponse, ModelRef, OutputRequest, frame};
+use accel_protocol::{
+    Advert, EventRecord, ExpertRequest, JobId, JobRequest, JobResponse, ModelRef, OutputRequest, ShareReply, frame,
+};
 use proptest::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,6 +33,8 @@ fn decode_as_every_message(bytes: &[u8]) {
     decode_anything::<EventRecord>(bytes);
     decode_anything::<OutputRequest>(bytes);
     decode_anything::<Advert>(bytes);
+    decode_anything::<ExpertRequest>(bytes);
+    decode_anything::<ShareReply>(bytes);
 }
 
 /// `bytes` with some of them overwritten and the end cut off.
@@ -63,17 +67,28 @@ proptest! {
     fn damaged_messages_are_a_value_or_an_error(
         request in generated::request(),
         response in generated::response(),
+        experts in generated::expert_request(),
+        share in generated::share_reply(),
         damage in proptest::collection::vec((any::<usize>(), any::<u8>()), 1..4),
         keep in any::<usize>(),
     ) {
         decode_as_every_message(&damaged(frame::encode(&request).unwrap(), &damage, keep));
         decode_as_every_message(&damaged(frame::encode(&response).unwrap(), &damage, keep));
+        decode_as_every_message(&damaged(frame::encode(&experts).unwrap(), &damage, keep));
+        decode_as_every_message(&damaged(frame::encode(&share).unwrap(), &damage, keep));
     }
 
     #[test]
-    fn messages_return_unchanged(request in generated::request(), response in generated::response()) {
+    fn messages_return_unchanged(
+        request in generated::request(),
+        response in generated::response(),
+        experts in generated::expert_request(),
+        share in generated::share_reply(),
+    ) {
         returns_unchanged(&request);
         returns_unchanged(&response);
+        returns_unchanged(&experts);
+        returns_unchanged(&share);
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub(super) enum Scope {
     Ranges { file: String, ranges: Vec<Range<u64>> },
     /// The first bytes of every file.
     EveryFile { bytes: u64 },
+    /// Ranges of several files by name, those of each in order and apart.
+    Parts(HashMap<String, Vec<Range<u64>>>),
 }
 
 /// The state of a root.
@@ -42,7 +44,8 @@ pub(super) fn scan(
     let Some(tree) = walk(blocks, root, scope)? else {
         return Ok(Scan { missing: vec![Missing { cid: *root, bytes: None }], here: HashMap::new() });
     };
-    if tree.bytes() > blocks.quota() {
+    // Of a part, each block is counted when it is asked for.
+    if matches!(scope, Scope::All) && tree.bytes() > blocks.quota() {
         return Err(StoreError::Quota { quota: blocks.quota(), used: blocks.used(), needed: tree.bytes() });
     }
     let mut scan = Scan { missing: Vec::new(), here: HashMap::new() };
@@ -138,5 +141,11 @@ fn wanted(scope: &Scope, file: &FileTree, segment: Range<u64>) -> bool {
         Scope::All => true,
         Scope::Ranges { ranges, .. } => ranges.iter().any(touches),
         Scope::EveryFile { bytes } => touches(&(0..(*bytes).min(file.bytes))),
+        Scope::Parts(files) => {
+            // A lone file has no name under its root.
+            let only = files.values().next().filter(|_| file.path.is_empty());
+            let ranges = files.get(&file.path).or(only).map_or(&[][..], Vec::as_slice);
+            ranges.get(ranges.partition_point(|range| range.end <= segment.start)).is_some_and(touches)
+        }
     }
 }

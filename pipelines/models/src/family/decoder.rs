@@ -5,7 +5,6 @@ use accel_backends::tensor::{Engine, Linear, Tensor, TensorError};
 use crate::ModelError;
 use crate::cache::{Row, State};
 use crate::layers::embed::{Spliced, Tokens};
-use crate::layers::moe::Experts;
 use crate::layers::summary::Summary;
 use crate::model::{Begun, Inputs, Outputs};
 use crate::rules::Loader;
@@ -288,9 +287,9 @@ impl Decoder {
         self.stack.spec().layers.len()
     }
 
-    /// Has somebody else work out a layer's experts; nothing where the layer has none.
-    pub fn set_experts(&mut self, layer: usize, experts: Box<dyn Experts>) {
-        self.stack.set_experts(layer, experts);
+    /// Its layers, to have somebody else work out their experts.
+    pub fn stack_mut(&mut self) -> &mut Stack {
+        &mut self.stack
     }
 
     /// What the head makes of the states of some tokens: the last stage. x: `[tokens, hidden]` to `[wanted, ..]`.

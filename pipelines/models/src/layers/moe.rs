@@ -4,6 +4,8 @@
 //! The parts answer one row for each token and choice, unweighted; the rows are weighed and summed here, in the order of
 //! choices, so that who worked them out cannot show in the result.
 
+use std::sync::Arc;
+
 use accel_backends::tensor::{Experts as Op, Kind, Linear, Tensor, TensorError};
 
 use crate::ModelError;
@@ -12,10 +14,10 @@ use crate::layers::mlp::Mlp;
 use crate::rules::Loader;
 use crate::spec::{MoeSpec, RouterScores, RouterSpec};
 
-/// Who works out the parts of a layer. x: `[tokens, hidden]`; places: whole `[tokens, chosen]`, the experts of each
-/// token; the answer: `[tokens, chosen, hidden]`.
+/// Who works out the parts of a layer.
 pub trait Experts: std::fmt::Debug + Send + Sync {
-    /// Works them out.
+    /// x: `[tokens, hidden]`; places: whole `[tokens, chosen]`, the experts of each token; the answer:
+    /// `[tokens, chosen, hidden]`. Layers are counted through all stacks of the model.
     ///
     /// # Errors
     ///
@@ -29,7 +31,7 @@ pub struct Moe {
     name: String,
     layer: usize,
     router: Router,
-    experts: Box<dyn Experts>,
+    experts: Arc<dyn Experts>,
     shared: Option<Shared>,
 }
 
@@ -74,8 +76,18 @@ impl Experts for LocalExperts {
     }
 }
 
+/// In place of experts that are not all here, until it is said who works them out.
+#[derive(Debug)]
+struct Nobody;
+
+impl Experts for Nobody {
+    fn forward(&self, layer: usize, _x: &Tensor, _places: &Tensor) -> Result<Tensor, ModelError> {
+        Err(ModelError::Elsewhere { part: format!("the experts of layer {layer}"), reason: "nobody has them".into() })
+    }
+}
+
 impl Moe {
-    /// Reads the mixture of that name, with all experts here.
+    /// Reads the mixture of that name, with its experts if all are to be here.
     ///
     /// # Errors
     ///
@@ -92,17 +104,22 @@ impl Moe {
             let gate = shared.gated.then(|| loader.linear(&format!("{name}.shared_gate"), 1, hidden, false));
             Ok::<_, ModelError>(Shared { mlp, gate: gate.transpose()? })
         });
+        let experts: Arc<dyn Experts> = if loader.has_experts(layer, spec.experts) {
+            Arc::new(LocalExperts::load(loader, name, spec, hidden)?)
+        } else {
+            Arc::new(Nobody)
+        };
         Ok(Self {
             name: loader.name(name),
-            layer,
+            layer: loader.layer_number(layer),
             router: Router::load(loader, &format!("{name}.router"), spec, hidden)?,
-            experts: Box::new(LocalExperts::load(loader, name, spec, hidden)?),
+            experts,
             shared: shared.transpose()?,
         })
     }
 
     /// Has somebody else work out the experts.
-    pub fn set_experts(&mut self, experts: Box<dyn Experts>) {
+    pub fn set_experts(&mut self, experts: Arc<dyn Experts>) {
         self.experts = experts;
     }
 

@@ -1,44 +1,54 @@
-//! Experts in another process.
+//! Experts in another process, each process reading no other part of the model than its own.
 
-use std::io::{Read, Write};
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use accel_backends::files::LocalFiles;
+use accel_backends::files::{Extent, FileInfo, LocalFiles, ModelFiles};
 use accel_backends::tensor::{Engine, Tensor};
-use accel_backends::weights;
-use accel_models::layers::moe::{Experts, LocalExperts};
+use accel_models::ModelError;
+use accel_models::layers::mlp::Mlp;
+use accel_models::layers::moe::Experts;
 use accel_models::model::{Inputs, Model};
-use accel_models::rules::Loader;
-use accel_models::spec::{FfnSpec, Spec, StackSpec};
-use accel_models::{ModelError, arch};
+use accel_models::share::{Anatomy, Part, Parts, Share, mixtures};
 
 use crate::kept::{Kept, bits, tokens};
 
-/// A layer that has experts: the number of its stack, and its own.
-type Place = (usize, usize);
+/// The files of a model of which only a share may be read.
+struct Only {
+    files: LocalFiles,
+    forbidden: Vec<Extent>,
+}
 
-/// What a model is made of, and what its parts are called.
-fn stacks(spec: &Spec) -> Vec<(&'static str, &StackSpec)> {
-    match spec {
-        Spec::Decoder(spec) => vec![("", &spec.stack)],
-        Spec::EncoderDecoder(spec) => {
-            let decoder = spec.decoder.as_ref().map(|decoder| ("decoder", decoder));
-            [("encoder", &spec.encoder)].into_iter().chain(decoder).collect()
-        }
-        _ => Vec::new(),
+impl Only {
+    /// The parts of a model, of which only those of a share can be read.
+    fn open(directory: &Path, engine: &Engine, share: &Share) -> Parts {
+        let open = || LocalFiles::open(directory).unwrap();
+        let whole = Parts::open(Arc::new(open()), engine.clone()).unwrap();
+        let anatomy: &Anatomy = whole.anatomy();
+        let others = anatomy.parts().filter(|&part| !share.has(part));
+        let forbidden = others.flat_map(|part| anatomy.extents(part)).cloned().collect();
+        Parts::open(Arc::new(Self { files: open(), forbidden }), engine.clone()).unwrap()
     }
 }
 
-fn mixtures(spec: &Spec) -> Vec<Place> {
-    let stacks = stacks(spec).into_iter().enumerate();
-    let layers = stacks.flat_map(|(stack, (_, spec))| {
-        let layers = spec.layers.iter().enumerate();
-        layers.filter(|(_, layer)| matches!(layer.ffn, FfnSpec::Experts(_))).map(move |(layer, _)| (stack, layer))
-    });
-    layers.collect()
+impl ModelFiles for Only {
+    fn files(&self) -> &[FileInfo] {
+        self.files.files()
+    }
+
+    fn read_at(&self, file: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let end = offset + buffer.len() as u64;
+        let touches =
+            |extent: &&Extent| extent.file == file && offset < extent.offset + extent.bytes && extent.offset < end;
+        match self.forbidden.iter().find(touches) {
+            Some(extent) => Err(io::Error::other(format!("{extent:?} is no part of the share"))),
+            None => self.files.read_at(file, offset, buffer),
+        }
+    }
 }
 
 /// All that a model answers about some tokens, in bits.
@@ -59,21 +69,30 @@ fn answer(model: &Model, engine: &Engine) -> Vec<Vec<u32>> {
     answers
 }
 
-fn set_experts(model: &mut Model, (stack, layer): Place, experts: Elsewhere) {
-    match model {
-        Model::Decoder(decoder) => decoder.set_experts(layer, Box::new(experts)),
-        Model::EncoderDecoder(model) => {
-            model.stacks_mut().nth(stack).unwrap().set_experts(layer, Box::new(experts));
-        }
-        _ => panic!("no model with experts"),
+/// Some experts by layer and number.
+type Held = BTreeMap<(usize, usize), Mlp>;
+
+/// The experts of a model whose number leaves `rest` when halved, and the parts that they were read from.
+fn half(directory: &Path, engine: &Engine, rest: usize, mut share: Share) -> (Parts, Held) {
+    let whole = Parts::open(Arc::new(LocalFiles::open(directory).unwrap()), engine.clone()).unwrap();
+    for (layer, moe) in mixtures(&whole.description().spec) {
+        (0..moe.experts)
+            .filter(|expert| expert % 2 == rest)
+            .for_each(|expert| share.insert(Part::Expert(layer, expert)));
     }
+    let parts = Only::open(directory, engine, &share);
+    let experts = share.experts.iter().map(|&(layer, expert)| ((layer, expert), parts.expert(layer, expert).unwrap()));
+    let experts = experts.collect();
+    (parts, experts)
 }
 
-/// Experts in another process: this test again, told by the environment whose experts, and where to connect to.
+/// Experts of even numbers here, and the others in another process: this test again, told by the environment which model,
+/// and where to connect to.
 #[derive(Debug)]
 struct Elsewhere {
     process: Child,
     stream: Mutex<TcpStream>,
+    here: Held,
     engine: Engine,
 }
 
@@ -81,9 +100,9 @@ const TEST: &str = "experts_of_another_process_give_the_same_bits";
 const ROLE: &str = "ACCEL_TEST_EXPERTS";
 
 impl Elsewhere {
-    fn start(kept: &Kept, engine: &Engine, (stack, layer): Place) -> Self {
+    fn start(directory: &Path, engine: &Engine, here: Held) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let role = format!("{} {stack} {layer} {}", listener.local_addr().unwrap(), kept.directory.path().display());
+        let role = format!("{} {}", listener.local_addr().unwrap(), directory.display());
         let mut command = Command::new(std::env::current_exe().unwrap());
         let process = command
             .args(["--exact", &format!("experts::{TEST}")])
@@ -92,7 +111,18 @@ impl Elsewhere {
             .spawn()
             .unwrap();
         let stream = Mutex::new(listener.accept().unwrap().0);
-        Self { process, stream, engine: engine.clone() }
+        Self { process, stream, here, engine: engine.clone() }
+    }
+
+    fn row(&self, layer: usize, expert: usize, x: &Tensor) -> Vec<f32> {
+        if let Some(here) = self.here.get(&(layer, expert)) {
+            return here.forward(x).unwrap().to_vec().unwrap();
+        }
+        let mut stream = self.stream.lock().unwrap();
+        let x = x.to_vec().unwrap();
+        write(&mut stream, &[layer as f32, expert as f32, x.len() as f32]);
+        write(&mut stream, &x);
+        read(&mut stream, x.len()).unwrap()
     }
 }
 
@@ -105,15 +135,16 @@ impl Drop for Elsewhere {
 }
 
 impl Experts for Elsewhere {
-    fn forward(&self, _layer: usize, x: &Tensor, places: &Tensor) -> Result<Tensor, ModelError> {
-        let mut stream = self.stream.lock().unwrap();
+    fn forward(&self, layer: usize, x: &Tensor, places: &Tensor) -> Result<Tensor, ModelError> {
         let [tokens, hidden] = x.sizes().unwrap();
         let [_, chosen] = places.sizes().unwrap();
-        write(&mut stream, &[tokens as f32, chosen as f32]);
-        write(&mut stream, &x.to_vec().unwrap());
-        write(&mut stream, &places.to_whole().unwrap().into_iter().map(|place| place as f32).collect::<Vec<_>>());
-        let answer = read(&mut stream, tokens * chosen * hidden).unwrap();
-        Ok(Tensor::new(&self.engine, answer, &[tokens, chosen, hidden]).unwrap())
+        let rows = places
+            .to_whole()
+            .unwrap()
+            .into_iter()
+            .enumerate()
+            .flat_map(|(slot, expert)| self.row(layer, expert as usize, &x.narrow(0, slot / chosen, 1).unwrap()));
+        Ok(Tensor::new(&self.engine, rows.collect(), &[tokens, chosen, hidden]).unwrap())
     }
 }
 
@@ -128,27 +159,16 @@ fn read(stream: &mut TcpStream, count: usize) -> Option<Vec<f32>> {
     Some(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
 }
 
-/// Works the experts of one layer out until the other end goes.
+/// Works out the experts of odd numbers until the other end goes.
 fn serve(role: &str) {
-    let [address, stack, layer, directory] = role.splitn(4, ' ').collect::<Vec<_>>()[..] else { panic!("{role}") };
-    let (stack, layer): Place = (stack.parse().unwrap(), layer.parse().unwrap());
+    let (address, directory) = role.split_once(' ').unwrap();
     let engine = Engine::cpu(1).unwrap();
-    let files = LocalFiles::open(Path::new(directory)).unwrap();
-    let index = weights::index(&files).unwrap();
-    let model = arch::describe(&files, &index).unwrap();
-    let stacks = stacks(&model.spec);
-    let (part, spec) = stacks[stack];
-    let FfnSpec::Experts(moe) = &spec.layers[layer].ffn else { panic!("no experts") };
-    let loader = Loader::new(&files, &index, model.rules, &engine);
-    let loader = if part.is_empty() { loader } else { loader.part(part) };
-    let experts = LocalExperts::load(&loader, &format!("layers.{layer}.moe"), moe, spec.hidden).unwrap();
+    let (_parts, experts) = half(Path::new(directory), &engine, 1, Share::default());
     let mut stream = TcpStream::connect(address).unwrap();
-    while let Some(sizes) = read(&mut stream, 2) {
-        let (tokens, chosen) = (sizes[0] as usize, sizes[1] as usize);
-        let x = Tensor::new(&engine, read(&mut stream, tokens * spec.hidden).unwrap(), &[tokens, spec.hidden]).unwrap();
-        let places = read(&mut stream, tokens * chosen).unwrap().into_iter().map(|place| place as i64).collect();
-        let places = Tensor::whole(&engine, places, &[tokens, chosen]).unwrap();
-        write(&mut stream, &experts.forward(layer, &x, &places).unwrap().to_vec().unwrap());
+    while let Some(call) = read(&mut stream, 3) {
+        let [layer, expert, hidden] = [0, 1, 2].map(|place| call[place] as usize);
+        let x = Tensor::new(&engine, read(&mut stream, hidden).unwrap(), &[1, hidden]).unwrap();
+        write(&mut stream, &experts[&(layer, expert)].forward(&x).unwrap().to_vec().unwrap());
     }
 }
 
@@ -160,12 +180,16 @@ fn experts_of_another_process_give_the_same_bits() {
     let engine = Engine::cpu(1).unwrap();
     let mut layers = 0;
     for kept in Kept::all(|spec| !mixtures(spec).is_empty()) {
-        let mut model = kept.model(&engine);
-        let whole = answer(&model, &engine);
-        for place in mixtures(&kept.spec()) {
-            set_experts(&mut model, place, Elsewhere::start(&kept, &engine, place));
-            layers += 1;
-        }
+        let whole = answer(&kept.model(&engine), &engine);
+        let spec = kept.spec();
+        layers += mixtures(&spec).len();
+        let depth = accel_models::share::stacks(&spec).iter().map(|(_, stack)| stack.layers.len()).sum();
+        let dense = Share { ends: true, layers: (0..depth).collect(), ..Share::default() };
+        let (parts, here) = half(kept.directory.path(), &engine, 0, dense.clone());
+        let loader = parts.loader(Some(&dense));
+        let mut model = Model::load(&loader, spec).unwrap();
+        loader.finish().unwrap();
+        model.set_experts(&(Arc::new(Elsewhere::start(kept.directory.path(), &engine, here)) as Arc<dyn Experts>));
         assert!(answer(&model, &engine) == whole, "{}", kept.name);
     }
     assert!(layers > 1);

@@ -1,0 +1,101 @@
+//! Plans and models on several machines, on the loopback interface.
+
+use std::sync::atomic::Ordering;
+
+use accel_protocol::{ErrorCode, JobError};
+use axum::Json;
+use axum::extract::{Path, State};
+use libp2p::PeerId;
+
+use super::models::parse;
+use super::{Refusal, Shared};
+use crate::api::{HolderView, MemberView, PlanBody, PlanView, PredictionView, SpreadView, WayView};
+use crate::shares::{Member, PROMPT_TOKENS, Prediction, Way, Wish};
+
+pub(super) async fn plan(
+    State(shared): State<Shared>,
+    Path(model): Path<String>,
+    Json(body): Json<PlanBody>,
+) -> Result<Json<PlanView>, Refusal> {
+    let model = parse(&model)?;
+    let peer = |text: &String| {
+        let wrong = || JobError::new(ErrorCode::InvalidRequest, format!("peer: expected a peer id, found {text:?}"));
+        text.parse::<PeerId>().map_err(|_| wrong())
+    };
+    let peers = body.peers.iter().map(peer).collect::<Result<Vec<_>, _>>()?;
+    let wish = Wish { split: body.split, peers, experts_elsewhere: body.experts_elsewhere };
+    let models = shared.node.scheduler.models();
+    let coordinator = models.coordinator();
+    let known = coordinator.look(&model).await?;
+    if body.keep {
+        coordinator.wish(&model, wish.clone());
+        if !models.unload(&model) {
+            let words = format!("{model} is at work, and will run so when it is loaded again");
+            return Err(JobError::new(ErrorCode::OutOfResources, words).into());
+        }
+    }
+    let plan = coordinator.plan(&model, &known, &wish, models.idle_bytes()).await?;
+    Ok(Json(PlanView {
+        model: model.to_string(),
+        ways: plan.ways.iter().map(way).collect(),
+        chosen: plan.chosen,
+        why: plan.why,
+    }))
+}
+
+fn way(way: &Way) -> WayView {
+    let (prediction, impossible) = match &way.outcome {
+        Ok(outcome) => (Some(prediction(outcome)), None),
+        Err(reason) => (None, Some(reason.clone())),
+    };
+    WayView { split: way.split, members: way.members.iter().map(member).collect(), prediction, impossible }
+}
+
+fn member(member: &Member) -> MemberView {
+    MemberView {
+        peer: member.peer.map(|peer| peer.to_string()),
+        layers: member.share.layers.len(),
+        experts: member.share.experts.len(),
+        bytes: member.bytes,
+        fetch_bytes: member.fetch_bytes,
+    }
+}
+
+fn prediction(prediction: &Prediction) -> PredictionView {
+    let terms = prediction.terms;
+    PredictionView {
+        tokens_per_second: prediction.tokens_per_second,
+        first_token_ms: prediction.first_token * 1e3,
+        prompt_tokens: PROMPT_TOKENS,
+        here_ms: terms.here * 1e3,
+        elsewhere_ms: terms.elsewhere * 1e3,
+        round_trips_ms: terms.round_trips * 1e3,
+        round_trips: terms.trips,
+        bytes: terms.bytes,
+    }
+}
+
+pub(super) async fn spread(State(shared): State<Shared>) -> Json<Vec<SpreadView>> {
+    let running = shared.node.scheduler.models().coordinator().running();
+    let view = running.into_iter().map(|(model, spread)| {
+        let counts = spread.counts();
+        let peers = spread.remotes().into_iter().map(|(remote, places)| HolderView {
+            peer: remote.peer.to_string(),
+            open: remote.is_open(),
+            experts: places.len(),
+            transport_ms: remote.pace().transport * 1e3,
+            row_ms: remote.pace().row * 1e3,
+        });
+        SpreadView {
+            model: model.to_string(),
+            experts_here: spread.here(),
+            borrowed: counts.borrowed.load(Ordering::Relaxed),
+            rounds: counts.rounds.load(Ordering::Relaxed),
+            repeats: counts.repeats.load(Ordering::Relaxed),
+            rows: counts.rows.load(Ordering::Relaxed),
+            bytes: counts.bytes.load(Ordering::Relaxed),
+            peers: peers.collect(),
+        }
+    });
+    Json(view.collect())
+}
