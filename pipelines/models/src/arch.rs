@@ -222,6 +222,7 @@ pub const ALL: &[&Arch] = &[
     &decoder::phi::ARCH,
     &decoder::qwen2::ARCH,
     &decoder::qwen3::ARCH,
+    &decoder::qwen3_moe::ARCH,
     &decoder::rwkv::ARCH,
     &decoder::seed_oss::ARCH,
     &decoder::smollm3::ARCH,

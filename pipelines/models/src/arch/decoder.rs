@@ -24,6 +24,7 @@ pub mod phi;
 pub mod phi3;
 pub mod qwen2;
 pub mod qwen3;
+pub mod qwen3_moe;
 pub mod rwkv;
 pub mod seed_oss;
 pub mod smollm3;
@@ -152,6 +153,13 @@ fn turned(config: &Config, key: &str, default: f64, head: usize) -> Result<usize
         return Err(config.wrong(key, format!("a part of {head} elements, two at least")));
     }
     Ok(rotated as usize)
+}
+
+/// How many experts each token goes through, of so many.
+fn chosen(config: &Config, default: Option<usize>, experts: usize) -> Result<usize, ConfigError> {
+    let key = "num_experts_per_tok";
+    let chosen = if config.has(key) { None } else { default }.map_or_else(|| config.size(key), Ok)?;
+    if chosen > experts { Err(config.wrong(key, format!("at most the {experts} experts"))) } else { Ok(chosen) }
 }
 
 /// What an activation's name in a configuration means (`activations.py`).

@@ -8,8 +8,8 @@ use crate::arch::{Arch, Architecture, Class, Gguf, HeadKind, HuggingFace, decode
 use crate::config::Config;
 use crate::rules::{Rule, Rules};
 use crate::spec::{
-    Activation, AttentionSpec, BiasSpec, EmbedSpec, HeadSpec, LayerSpec, LogitsSpec, MlpSpec, NormSpec, NormsSpec,
-    RopeAxes, RopeSpec, RopeStyle, Spec,
+    Activation, AttentionSpec, BiasSpec, EmbedSpec, FfnSpec, HeadSpec, LayerSpec, LogitsSpec, MlpSpec, NormSpec,
+    NormsSpec, RopeAxes, RopeSpec, RopeStyle, Spec,
 };
 
 /// The model type.
@@ -135,6 +135,19 @@ pub(in crate::arch) fn like_llama(
     layout: Layout,
     change: impl Fn(usize, &mut AttentionSpec, &mut MlpSpec) -> Result<(), ModelError>,
 ) -> Result<Spec, ModelError> {
+    like_llama_with(config, kind, layout, |number, attention, mut mlp| {
+        change(number, attention, &mut mlp)?;
+        Ok(FfnSpec::Dense(mlp))
+    })
+}
+
+/// The same with feed-forward parts of any kind, each made of the one that Llama would have.
+pub(super) fn like_llama_with(
+    config: &Config,
+    kind: HeadKind,
+    layout: Layout,
+    ffn: impl Fn(usize, &mut AttentionSpec, MlpSpec) -> Result<FfnSpec, ModelError>,
+) -> Result<Spec, ModelError> {
     let hidden = config.size("hidden_size")?;
     let keys = ["num_attention_heads", "num_key_value_heads", "head_dim"];
     let shared = match layout.head {
@@ -149,10 +162,10 @@ pub(in crate::arch) fn like_llama(
     let attention = AttentionSpec { rope: Some(0), ..AttentionSpec::plain(heads, kv_heads, head) };
     let mlp = MlpSpec::gated(config.size("intermediate_size")?, activation(config, "hidden_act", "silu")?);
     let layer = |number| {
-        let (mut attention, mut mlp) = (attention.clone(), mlp.clone());
-        change(number, &mut attention, &mut mlp)?;
+        let mut attention = attention.clone();
+        let ffn = ffn(number, &mut attention, mlp.clone())?;
         let norms = (layout.norms)(norm);
-        Ok(LayerSpec { norms, residual_scale: layout.residual_scale, ..sequential(norm, attention, mlp) })
+        Ok(LayerSpec { ffn, norms, residual_scale: layout.residual_scale, ..sequential(norm, attention, mlp.clone()) })
     };
     let tied = config.truth_or("tie_word_embeddings", layout.tied)?;
     let logits = LogitsSpec { scale: layout.logits_scale, ..LogitsSpec::plain(tied) };
