@@ -221,6 +221,7 @@ pub const ALL: &[&Arch] = &[
     &decoder::phi3::ARCH,
     &decoder::phi::ARCH,
     &decoder::qwen2::ARCH,
+    &decoder::qwen2_moe::ARCH,
     &decoder::qwen3::ARCH,
     &decoder::qwen3_moe::ARCH,
     &decoder::rwkv::ARCH,

@@ -36,6 +36,9 @@ const RELATIVE: Setting =
 /// Keys and values are kept, as they are where nothing is said.
 const CACHED: Setting = ("use_cache", |value| *value != false);
 
+/// Tokens see near ones only.
+const WINDOW: Setting = ("sliding_window", |value| value.is_number());
+
 const FAULTS: &[Fault] = &[
     Fault {
         model_types: &["falcon"],
@@ -64,6 +67,12 @@ const FAULTS: &[Fault] = &[
         ],
         part: Part::All,
         reason: "transformers leaves out biases where it sums up the products of parts",
+    },
+    Fault {
+        model_types: &["qwen2_moe"],
+        when: &[WINDOW, CACHED],
+        part: Part::Generation,
+        reason: "transformers cuts keys that left the window off the cache, and as many off the other end of the mask",
     },
     Fault {
         model_types: ROBERTA,
