@@ -218,6 +218,7 @@ pub const ALL: &[&Arch] = &[
     &decoder::mistral::ARCH,
     &decoder::mixtral::ARCH,
     &decoder::olmo2::ARCH,
+    &decoder::olmoe::ARCH,
     &decoder::phi3::ARCH,
     &decoder::phi::ARCH,
     &decoder::qwen2::ARCH,

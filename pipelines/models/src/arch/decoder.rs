@@ -20,6 +20,7 @@ pub mod ministral;
 pub mod mistral;
 pub mod mixtral;
 pub mod olmo2;
+pub mod olmoe;
 pub mod phi;
 pub mod phi3;
 pub mod qwen2;

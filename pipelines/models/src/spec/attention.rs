@@ -56,7 +56,7 @@ pub struct AttentionSpec {
     pub qk_norm: Option<QkNormSpec>,
     /// Whether each head has a sink.
     pub sinks: bool,
-    /// Queries, keys and values are kept within it.
+    /// Queries, keys and values are kept within it, after their norms.
     pub clip: Option<f32>,
     /// Elements of what keys and values are made from, where it is not the state itself.
     pub source: Option<usize>,
