@@ -201,6 +201,7 @@ pub const ALL: &[&Arch] = &[
     // Texts.
     &decoder::arcee::ARCH,
     &decoder::bloom::ARCH,
+    &decoder::deepseek_v2::ARCH,
     &decoder::deepseek_v3::ARCH,
     &decoder::falcon::ARCH,
     &decoder::gemma2::ARCH,

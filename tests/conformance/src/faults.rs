@@ -69,6 +69,15 @@ const FAULTS: &[Fault] = &[
         reason: "transformers leaves out biases where it sums up the products of parts",
     },
     Fault {
+        model_types: &["deepseek_v2"],
+        when: &[("rope_scaling", |scaling| {
+            let number = |key: &str| scaling[key].as_f64();
+            number("mscale_all_dim").is_some_and(|weight| weight != 0.0) && number("factor") > Some(1.0)
+        })],
+        part: Part::All,
+        reason: "transformers leaves YaRN's part of the scores' factor out, as it did until its pull request 47435",
+    },
+    Fault {
         model_types: &["qwen2_moe"],
         when: &[WINDOW, CACHED],
         part: Part::Generation,

@@ -2,6 +2,7 @@
 
 pub mod arcee;
 pub mod bloom;
+pub mod deepseek_v2;
 pub mod deepseek_v3;
 pub mod falcon;
 pub mod gemma;

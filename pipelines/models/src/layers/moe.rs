@@ -166,7 +166,9 @@ impl Router {
             choosing = self.of_best_groups(&choosing, groups.groups, groups.chosen, groups.best)?;
         }
         let (_, places) = choosing.top_k(self.spec.chosen)?;
-        let mut weights = scores.take_along(-1, &places)?;
+        // A correction is for choosing alone; without one, groups that were left out weigh nothing.
+        let weighing = if self.correction.is_some() { &scores } else { &choosing };
+        let mut weights = weighing.take_along(-1, &places)?;
         if self.spec.scores == RouterScores::SoftmaxOfChosen {
             weights = weights.softmax(-1)?;
         }
