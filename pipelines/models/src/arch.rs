@@ -222,6 +222,7 @@ pub const ALL: &[&Arch] = &[
     &decoder::olmoe::ARCH,
     &decoder::phi3::ARCH,
     &decoder::phi::ARCH,
+    &decoder::phimoe::ARCH,
     &decoder::qwen2::ARCH,
     &decoder::qwen2_moe::ARCH,
     &decoder::qwen3::ARCH,

@@ -78,7 +78,7 @@ const FAULTS: &[Fault] = &[
         reason: "transformers leaves YaRN's part of the scores' factor out, as it did until its pull request 47435",
     },
     Fault {
-        model_types: &["qwen2_moe"],
+        model_types: &["phimoe", "qwen2_moe"],
         when: &[WINDOW, CACHED],
         part: Part::Generation,
         reason: "transformers cuts keys that left the window off the cache, and as many off the other end of the mask",

@@ -24,6 +24,7 @@ pub mod olmo2;
 pub mod olmoe;
 pub mod phi;
 pub mod phi3;
+pub mod phimoe;
 pub mod qwen2;
 pub mod qwen2_moe;
 pub mod qwen3;
@@ -60,7 +61,7 @@ impl Parts {
     /// A decoder that answers something else of each sequence too.
     fn summarising(self, head: HeadSpec, summary: Option<SummarySpec>) -> Spec {
         // This scaling alone is told the context before it is stretched.
-        let context = match self.ropes.first().map(|rope| &rope.scaling) {
+        let context = match self.ropes.first().map(|rope| rope.scaling.of_frequencies()) {
             Some(RopeScaling::Dynamic { factor, context }) => (factor * context) as usize,
             _ => self.context,
         };

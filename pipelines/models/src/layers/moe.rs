@@ -9,6 +9,7 @@ use accel_backends::tensor::{Experts as Op, Kind, Linear, Tensor, TensorError};
 use crate::ModelError;
 use crate::cache::Row;
 use crate::layers::mlp::Mlp;
+use crate::layers::sparse_mixer::sparse_mixer;
 use crate::rules::Loader;
 use crate::spec::{MoeSpec, RouterScores, RouterSpec};
 
@@ -153,10 +154,13 @@ impl Router {
     /// Weights and whole places: `[tokens, chosen]` each.
     fn choose(&self, x: &Tensor, rows: &[Row]) -> Result<(Tensor, Tensor), TensorError> {
         let logits = x.linear(&self.layer)?;
+        if let RouterScores::SparseMixer { jitter } = self.spec.scores {
+            return sparse_mixer(&logits, self.spec.chosen, jitter);
+        }
         let scores = match self.spec.scores {
             RouterScores::Softmax => logits.softmax(-1)?,
             RouterScores::Sigmoid => logits.sigmoid()?,
-            RouterScores::SoftmaxOfChosen => logits,
+            RouterScores::SoftmaxOfChosen | RouterScores::SparseMixer { .. } => logits,
         };
         let mut choosing = scores.clone();
         if let Some(correction) = &self.correction {

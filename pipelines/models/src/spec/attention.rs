@@ -230,4 +230,23 @@ pub enum RopeScaling {
         /// Factor of sines and cosines.
         amplitude: f64,
     },
+    /// In one of these ways, but with another factor of sines and cosines, of which long sequences have another still.
+    Amplified {
+        /// The way.
+        scaling: Box<RopeScaling>,
+        /// The context that the model was first trained on.
+        original_context: usize,
+        /// The factor up to it, and the factor beyond.
+        amplitudes: [f64; 2],
+    },
+}
+
+impl RopeScaling {
+    /// What it does to frequencies alone.
+    pub fn of_frequencies(&self) -> &Self {
+        match self {
+            Self::Amplified { scaling, .. } => scaling.of_frequencies(),
+            other => other,
+        }
+    }
 }

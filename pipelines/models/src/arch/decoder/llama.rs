@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::rules::{Rule, Rules};
 use crate::spec::{
     Activation, AttentionSpec, BiasSpec, EmbedSpec, FfnSpec, HeadSpec, LayerSpec, LogitsSpec, MlpSpec, NormSpec,
-    NormsSpec, RopeAxes, RopeSpec, RopeStyle, Spec,
+    NormsSpec, RopeAxes, RopeScaling, RopeSpec, RopeStyle, Spec,
 };
 
 /// The model type.
@@ -110,6 +110,10 @@ pub(in crate::arch) struct Layout {
     pub residual_scale: f32,
     /// Factor of the logits.
     pub logits_scale: f32,
+    /// The key of whether logits have a bias, where they may.
+    pub logits_bias: Option<&'static str>,
+    /// What stretches frequencies, by their base and the elements that turn.
+    pub rope_scaling: fn(&Config, f64, usize) -> Result<RopeScaling, ModelError>,
 }
 
 /// Llama's own.
@@ -126,6 +130,8 @@ pub(in crate::arch) const LAYOUT: Layout = Layout {
     embed_scale: 1.0,
     residual_scale: 1.0,
     logits_scale: 1.0,
+    logits_bias: None,
+    rope_scaling: rope::scaling,
 };
 
 /// A decoder with the keys of Llama's configuration, and what differs in each of its layers.
@@ -168,7 +174,8 @@ pub(super) fn like_llama_with(
         Ok(LayerSpec { ffn, norms, residual_scale: layout.residual_scale, ..sequential(norm, attention, mlp.clone()) })
     };
     let tied = config.truth_or("tie_word_embeddings", layout.tied)?;
-    let logits = LogitsSpec { scale: layout.logits_scale, ..LogitsSpec::plain(tied) };
+    let bias = layout.logits_bias.map_or(Ok(false), |key| config.truth_or(key, false))?;
+    let logits = LogitsSpec { scale: layout.logits_scale, bias, ..LogitsSpec::plain(tied) };
     let parts = Parts {
         hidden,
         embed: EmbedSpec { scale: layout.embed_scale, ..EmbedSpec::plain(config.size("vocab_size")?, hidden) },
@@ -178,7 +185,7 @@ pub(super) fn like_llama_with(
             base,
             rotated,
             style: layout.rope_style,
-            scaling: rope::scaling(config, base, rotated)?,
+            scaling: (layout.rope_scaling)(config, base, rotated)?,
             axes: RopeAxes::One,
         }],
         bias: BiasSpec::None,
