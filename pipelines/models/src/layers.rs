@@ -44,6 +44,7 @@ pub mod series_mixer;
 pub mod series_norm;
 pub mod series_scale;
 pub mod sound;
+pub mod sparse_mixer;
 pub mod summary;
 pub mod time_embed;
 pub mod two_way;

@@ -36,6 +36,9 @@ const RELATIVE: Setting =
 /// Keys and values are kept, as they are where nothing is said.
 const CACHED: Setting = ("use_cache", |value| *value != false);
 
+/// Tokens see near ones only.
+const WINDOW: Setting = ("sliding_window", |value| value.is_number());
+
 const FAULTS: &[Fault] = &[
     Fault {
         model_types: &["falcon"],
@@ -64,6 +67,21 @@ const FAULTS: &[Fault] = &[
         ],
         part: Part::All,
         reason: "transformers leaves out biases where it sums up the products of parts",
+    },
+    Fault {
+        model_types: &["deepseek_v2"],
+        when: &[("rope_scaling", |scaling| {
+            let number = |key: &str| scaling[key].as_f64();
+            number("mscale_all_dim").is_some_and(|weight| weight != 0.0) && number("factor") > Some(1.0)
+        })],
+        part: Part::All,
+        reason: "transformers leaves YaRN's part of the scores' factor out, as it did until its pull request 47435",
+    },
+    Fault {
+        model_types: &["phimoe", "qwen2_moe"],
+        when: &[WINDOW, CACHED],
+        part: Part::Generation,
+        reason: "transformers cuts keys that left the window off the cache, and as many off the other end of the mask",
     },
     Fault {
         model_types: ROBERTA,

@@ -2,6 +2,7 @@
 
 pub mod arcee;
 pub mod bloom;
+pub mod deepseek_v2;
 pub mod deepseek_v3;
 pub mod falcon;
 pub mod gemma;
@@ -20,10 +21,14 @@ pub mod ministral;
 pub mod mistral;
 pub mod mixtral;
 pub mod olmo2;
+pub mod olmoe;
 pub mod phi;
 pub mod phi3;
+pub mod phimoe;
 pub mod qwen2;
+pub mod qwen2_moe;
 pub mod qwen3;
+pub mod qwen3_moe;
 pub mod rwkv;
 pub mod seed_oss;
 pub mod smollm3;
@@ -56,7 +61,7 @@ impl Parts {
     /// A decoder that answers something else of each sequence too.
     fn summarising(self, head: HeadSpec, summary: Option<SummarySpec>) -> Spec {
         // This scaling alone is told the context before it is stretched.
-        let context = match self.ropes.first().map(|rope| &rope.scaling) {
+        let context = match self.ropes.first().map(|rope| rope.scaling.of_frequencies()) {
             Some(RopeScaling::Dynamic { factor, context }) => (factor * context) as usize,
             _ => self.context,
         };
@@ -152,6 +157,13 @@ fn turned(config: &Config, key: &str, default: f64, head: usize) -> Result<usize
         return Err(config.wrong(key, format!("a part of {head} elements, two at least")));
     }
     Ok(rotated as usize)
+}
+
+/// How many experts each token goes through, of so many.
+fn chosen(config: &Config, default: Option<usize>, experts: usize) -> Result<usize, ConfigError> {
+    let key = "num_experts_per_tok";
+    let chosen = if config.has(key) { None } else { default }.map_or_else(|| config.size(key), Ok)?;
+    if chosen > experts { Err(config.wrong(key, format!("at most the {experts} experts"))) } else { Ok(chosen) }
 }
 
 /// What an activation's name in a configuration means (`activations.py`).

@@ -7,6 +7,26 @@ use crate::spec::{RopeAxes, RopeScaling};
 /// How the `rotated` elements of a head have their frequencies stretched; `base` is that of the frequencies.
 pub(super) fn scaling(config: &Config, base: f64, rotated: usize) -> Result<RopeScaling, ModelError> {
     let Some(section) = config.section("rope_scaling")? else { return Ok(RopeScaling::None) };
+    stretched(config, &section, base, rotated, config.optional_size(ORIGINAL_CONTEXT)?)
+}
+
+/// The same, with factors of sines and cosines that stand beside it (`PhimoeRotaryEmbedding`).
+pub(super) fn amplified(config: &Config, base: f64, rotated: usize) -> Result<RopeScaling, ModelError> {
+    let Some(section) = config.section("rope_scaling")? else { return Ok(RopeScaling::None) };
+    let original_context = section.size(ORIGINAL_CONTEXT)?;
+    let original = config.optional_size(ORIGINAL_CONTEXT)?.unwrap_or(original_context);
+    let amplitudes = [section.number("short_mscale")?, section.number("long_mscale")?];
+    let scaling = Box::new(stretched(config, &section, base, rotated, Some(original))?);
+    Ok(RopeScaling::Amplified { scaling, original_context, amplitudes })
+}
+
+fn stretched(
+    config: &Config,
+    section: &Config,
+    base: f64,
+    rotated: usize,
+    original: Option<usize>,
+) -> Result<RopeScaling, ModelError> {
     let key = if section.has("rope_type") { "rope_type" } else { "type" };
     let kind = section.text(key)?;
     Ok(match kind.as_str() {
@@ -18,9 +38,9 @@ pub(super) fn scaling(config: &Config, base: f64, rotated: usize) -> Result<Rope
             RopeScaling::Dynamic { factor: section.number("factor")?, context: config.number(CONTEXT)? }
         }
         "dynamic" => return Err(section.wrong(key, "another scaling for heads that turn 2 elements").into()),
-        "yarn" => yarn(config, &section, base, rotated)?,
-        "longrope" => long(config, &section, rotated)?,
-        "llama3" => llama3(config, &section)?,
+        "yarn" => yarn(config, section, base, rotated)?,
+        "longrope" => long(config, section, rotated, original)?,
+        "llama3" => llama3(config, section)?,
         _ => {
             let supported = "default, linear, dynamic, yarn, longrope, llama3".into();
             return Err(ModelError::Unsupported { what: section.path(key), found: kind, supported });
@@ -87,9 +107,13 @@ fn yarn(config: &Config, section: &Config, base: f64, rotated: usize) -> Result<
     Ok(RopeScaling::Yarn { factor, ramp: (first.max(0.0), last.min(width - 1.0)), amplitude })
 }
 
-/// The original context stands beside the context, outside the section, and then gives the factor too.
-fn long(config: &Config, section: &Config, rotated: usize) -> Result<RopeScaling, ConfigError> {
-    let original = config.optional_size(ORIGINAL_CONTEXT)?;
+/// The original context, which stands beside the context, outside the section, gives the factor too.
+fn long(
+    config: &Config,
+    section: &Config,
+    rotated: usize,
+    original: Option<usize>,
+) -> Result<RopeScaling, ConfigError> {
     let original_context = original.map_or_else(|| config.size(CONTEXT), Ok)?;
     let amplitude = match (section.optional_number("attention_factor")?, original) {
         (Some(amplitude), _) => amplitude,

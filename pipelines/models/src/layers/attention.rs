@@ -138,8 +138,8 @@ impl Attention {
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, state: Option<&mut LayerState>) -> Result<Tensor, ModelError> {
         let at = || ModelError::at(&self.core.name);
         let [q, k, v] = x.linears([&self.q, &self.k, &self.v]).map_err(at())?;
-        let q = self.prepared(&self.clipped(q)?, self.q_norm.as_ref(), pass)?;
-        let k = self.prepared(&self.clipped(k)?, self.k_norm.as_ref(), pass)?;
+        let q = self.prepared(&q, self.q_norm.as_ref(), pass)?;
+        let k = self.prepared(&k, self.k_norm.as_ref(), pass)?;
         let v = self.clipped(v)?;
         let bias = match (&self.relative, &self.bias_gate) {
             (None, None) => pass.bias.to_vec(),
@@ -222,7 +222,7 @@ impl Attention {
         }
     }
 
-    /// Queries or keys after their norm and turn: `[tokens, heads * head]`.
+    /// Queries or keys after their norm, bounds and turn: `[tokens, heads * head]`.
     fn prepared(&self, x: &Tensor, norm: Option<&Norm>, pass: &Pass<'_>) -> Result<Tensor, ModelError> {
         let at = || ModelError::at(&self.core.name);
         let mut x = x.clone();
@@ -236,6 +236,7 @@ impl Attention {
                 norm.forward(&apart)?.reshape(&dims).map_err(at())?
             };
         }
+        x = self.clipped(x)?;
         match self.rope {
             Some(rope) => {
                 let (angles, style) = &pass.angles[rope];

@@ -11,6 +11,7 @@ use accel_backends::tensor::{Experts as Op, Kind, Linear, Tensor, TensorError};
 use crate::ModelError;
 use crate::cache::Row;
 use crate::layers::mlp::Mlp;
+use crate::layers::sparse_mixer::sparse_mixer;
 use crate::rules::Loader;
 use crate::spec::{MoeSpec, RouterScores, RouterSpec};
 
@@ -170,10 +171,13 @@ impl Router {
     /// Weights and whole places: `[tokens, chosen]` each.
     fn choose(&self, x: &Tensor, rows: &[Row]) -> Result<(Tensor, Tensor), TensorError> {
         let logits = x.linear(&self.layer)?;
+        if let RouterScores::SparseMixer { jitter } = self.spec.scores {
+            return sparse_mixer(&logits, self.spec.chosen, jitter);
+        }
         let scores = match self.spec.scores {
             RouterScores::Softmax => logits.softmax(-1)?,
             RouterScores::Sigmoid => logits.sigmoid()?,
-            RouterScores::SoftmaxOfChosen => logits,
+            RouterScores::SoftmaxOfChosen | RouterScores::SparseMixer { .. } => logits,
         };
         let mut choosing = scores.clone();
         if let Some(correction) = &self.correction {
@@ -183,7 +187,9 @@ impl Router {
             choosing = self.of_best_groups(&choosing, groups.groups, groups.chosen, groups.best)?;
         }
         let (_, places) = choosing.top_k(self.spec.chosen)?;
-        let mut weights = scores.take_along(-1, &places)?;
+        // A correction is for choosing alone; without one, groups that were left out weigh nothing.
+        let weighing = if self.correction.is_some() { &scores } else { &choosing };
+        let mut weights = weighing.take_along(-1, &places)?;
         if self.spec.scores == RouterScores::SoftmaxOfChosen {
             weights = weights.softmax(-1)?;
         }

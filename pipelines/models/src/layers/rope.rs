@@ -3,7 +3,7 @@
 //! Made on the host once per pass, from positions alone. Frequencies and angles are f32, as in the reference; sines and
 //! cosines are libm's, so that they do not depend on the system's.
 //!
-//! Two scalings depend on a length. Hugging Face takes the longest position of the pass, of all sequences in the batch:
+//! Three scalings depend on a length. Hugging Face takes the longest position of the pass, of all sequences in the batch:
 //! a whole prompt turns by the frequencies of its length, then each new token by those of the length with it, while the
 //! keys that are kept stay as they are; and its dynamic frequencies stay at the longest that the model has seen until a
 //! pass is short again. Here the length is the sequence's own, the longer of its prompt and the positions up to the
@@ -28,6 +28,8 @@ pub struct Rope {
     frequencies: Vec<f32>,
     longer: Longer,
     amplitude: f32,
+    /// What sines and cosines of sequences beyond a length are multiplied by instead.
+    longer_amplitude: Option<(usize, f32)>,
     /// Of each frequency, the axis that it belongs to.
     axes: Vec<usize>,
 }
@@ -52,7 +54,13 @@ impl Rope {
             let own = wavelengths(spec.base, spec.rotated / count.max(1)).map(|length| 1.0 / length);
             let own: Vec<f32> = own.collect();
             let axes = (0..count).flat_map(|axis| std::iter::repeat_n(axis, own.len())).collect();
-            return Ok(Self { frequencies: own.repeat(count), longer: Longer::Same, amplitude: 1.0, axes });
+            return Ok(Self {
+                frequencies: own.repeat(count),
+                longer: Longer::Same,
+                amplitude: 1.0,
+                longer_amplitude: None,
+                axes,
+            });
         }
         let plain = || wavelengths(spec.base, spec.rotated).map(|length| 1.0 / length);
         let divided = |factors: &[f64]| {
@@ -60,10 +68,10 @@ impl Rope {
             lengths.map(|(length, &factor)| 1.0 / (factor as f32 * length)).collect()
         };
         let (mut longer, mut amplitude) = (Longer::Same, 1.0);
-        let frequencies = match &spec.scaling {
-            RopeScaling::None => plain().collect(),
+        let frequencies = match spec.scaling.of_frequencies() {
+            RopeScaling::None | RopeScaling::Amplified { .. } => plain().collect(),
             RopeScaling::Linear { factor } => plain().map(|frequency| frequency / *factor as f32).collect(),
-            RopeScaling::Llama3 { .. } => plain().map(|frequency| llama3(frequency, &spec.scaling)).collect(),
+            scaling @ RopeScaling::Llama3 { .. } => plain().map(|frequency| llama3(frequency, scaling)).collect(),
             RopeScaling::Factors => {
                 let factors = loader.vector("rope.factors", half)?.to_vec().map_err(ModelError::at("rope.factors"))?;
                 plain().zip(factors).map(|(frequency, factor)| frequency / factor).collect()
@@ -82,13 +90,18 @@ impl Rope {
                 divided(short)
             }
         };
+        let mut longer_amplitude = None;
+        if let RopeScaling::Amplified { original_context, amplitudes: [short, long], .. } = spec.scaling {
+            amplitude = short;
+            longer_amplitude = Some((original_context, long as f32));
+        }
         let axes = match &spec.axes {
             RopeAxes::Split(counts) => {
                 counts.iter().enumerate().flat_map(|(axis, &count)| std::iter::repeat_n(axis, count)).collect()
             }
             _ => Vec::new(),
         };
-        Ok(Self { frequencies, longer, amplitude: amplitude as f32, axes })
+        Ok(Self { frequencies, longer, amplitude: amplitude as f32, longer_amplitude, axes })
     }
 
     /// The angles of every token of a pass, `[tokens, rotated / 2]`; `places` are theirs where they have some.
@@ -108,14 +121,18 @@ impl Rope {
                 if stretched.as_ref().is_none_or(|&(last, _)| last != length) {
                     stretched = Some((length, self.stretched(length)));
                 }
+                let amplitude = match self.longer_amplitude {
+                    Some((original_context, longer)) if length > original_context => longer,
+                    _ => self.amplitude,
+                };
                 let other = stretched.as_ref().and_then(|(_, frequencies)| frequencies.as_deref());
                 let place = places.and_then(|places| places.get(token)).filter(|_| !self.axes.is_empty());
                 for (number, frequency) in other.unwrap_or(&self.frequencies).iter().enumerate() {
                     let axis = self.axes.get(number).copied().unwrap_or(0);
                     let position = place.and_then(|place| place.get(axis)).map_or(position as f32, |&at| at as f32);
                     let (sin, cos) = libm::sincos(f64::from(position * frequency));
-                    cosines.push(cos as f32 * self.amplitude);
-                    sines.push(sin as f32 * self.amplitude);
+                    cosines.push(cos as f32 * amplitude);
+                    sines.push(sin as f32 * amplitude);
                 }
                 token += 1;
             }

@@ -56,7 +56,7 @@ pub struct AttentionSpec {
     pub qk_norm: Option<QkNormSpec>,
     /// Whether each head has a sink.
     pub sinks: bool,
-    /// Queries, keys and values are kept within it.
+    /// Queries, keys and values are kept within it, after their norms.
     pub clip: Option<f32>,
     /// Elements of what keys and values are made from, where it is not the state itself.
     pub source: Option<usize>,
@@ -230,4 +230,23 @@ pub enum RopeScaling {
         /// Factor of sines and cosines.
         amplitude: f64,
     },
+    /// In one of these ways, but with another factor of sines and cosines, of which long sequences have another still.
+    Amplified {
+        /// The way.
+        scaling: Box<RopeScaling>,
+        /// The context that the model was first trained on.
+        original_context: usize,
+        /// The factor up to it, and the factor beyond.
+        amplitudes: [f64; 2],
+    },
+}
+
+impl RopeScaling {
+    /// What it does to frequencies alone.
+    pub fn of_frequencies(&self) -> &Self {
+        match self {
+            Self::Amplified { scaling, .. } => scaling.of_frequencies(),
+            other => other,
+        }
+    }
 }

@@ -102,7 +102,7 @@ impl RouterSpec {
 }
 
 /// What makes weights of scores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RouterScores {
     /// Their softmax over all experts.
     Softmax,
@@ -110,6 +110,12 @@ pub enum RouterScores {
     Sigmoid,
     /// The softmax of those chosen.
     SoftmaxOfChosen,
+    /// One is chosen after the other, each with its softmax among those left whose scores are near its own
+    /// (<https://arxiv.org/abs/2409.12136>).
+    SparseMixer {
+        /// Half of how far a score may be from its own, as a part of the larger of the two.
+        jitter: f32,
+    },
 }
 
 /// Groups of experts.

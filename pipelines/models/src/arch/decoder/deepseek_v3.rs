@@ -1,10 +1,10 @@
 //! DeepSeek-V3 (`transformers/models/deepseek_v3`; <https://arxiv.org/abs/2412.19437>).
 
-use super::{Parts, activation, layers, llama, turning};
+use super::{Parts, activation, chosen, layers, llama, turning};
 use crate::ModelError;
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, decoder_head, rope};
-use crate::config::Config;
-use crate::rules::Rule;
+use crate::config::{Config, ConfigError};
+use crate::rules::{Rule, joined};
 use crate::spec::{
     BiasSpec, EmbedSpec, FfnSpec, LatentSpec, LayerSpec, LogitsSpec, MixerSpec, MlpSpec, MoeSpec, NormSpec, NormsSpec,
     ResidualSpec, RopeAxes, RopeSpec, RopeStyle, RouterGroups, RouterScores, RouterSpec, SharedExpertSpec, Spec,
@@ -24,7 +24,17 @@ const CLASSES: &[Class] = &[
     Class { name: "DeepseekV3ForTokenClassification", head: HeadKind::TokenLabels, base: "model." },
 ];
 
-const STACK: &[Rule] = &[
+/// The names of experts and their router.
+pub(super) const EXPERTS: &[Rule] = &[
+    Rule::new("layers.{}.moe.router", "layers.{}.mlp.gate"),
+    Rule::new("layers.{}.moe.experts.{}.gate", "layers.{}.mlp.experts.{}.gate_proj"),
+    Rule::new("layers.{}.moe.experts.{}.up", "layers.{}.mlp.experts.{}.up_proj"),
+    Rule::new("layers.{}.moe.experts.{}.down", "layers.{}.mlp.experts.{}.down_proj"),
+];
+
+pub(super) const STACK: &[Rule] = &joined::<{ EXPERTS.len() + OWN.len() }>(EXPERTS, OWN);
+
+const OWN: &[Rule] = &[
     Rule::new("embed", "embed_tokens"),
     Rule::new("layers.{}.attn_norm", "layers.{}.input_layernorm"),
     Rule::new("layers.{}.attn.q", "layers.{}.self_attn.q_proj"),
@@ -40,10 +50,6 @@ const STACK: &[Rule] = &[
     Rule::new("layers.{}.mlp.up", "layers.{}.mlp.up_proj"),
     Rule::new("layers.{}.mlp.down", "layers.{}.mlp.down_proj"),
     Rule::new("layers.{}.moe.router.correction", "layers.{}.mlp.gate.e_score_correction_bias"),
-    Rule::new("layers.{}.moe.router", "layers.{}.mlp.gate"),
-    Rule::new("layers.{}.moe.experts.{}.gate", "layers.{}.mlp.experts.{}.gate_proj"),
-    Rule::new("layers.{}.moe.experts.{}.up", "layers.{}.mlp.experts.{}.up_proj"),
-    Rule::new("layers.{}.moe.experts.{}.down", "layers.{}.mlp.experts.{}.down_proj"),
     Rule::new("layers.{}.moe.shared.gate", "layers.{}.mlp.shared_experts.gate_proj"),
     Rule::new("layers.{}.moe.shared.up", "layers.{}.mlp.shared_experts.up_proj"),
     Rule::new("layers.{}.moe.shared.down", "layers.{}.mlp.shared_experts.down_proj"),
@@ -53,6 +59,58 @@ const STACK: &[Rule] = &[
 const TURNED: &str = "qk_rope_head_dim";
 
 fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
+    let act = activation(config, "hidden_act", "silu")?;
+    let inner = config.size("moe_intermediate_size")?;
+    let experts = config.size("n_routed_experts")?;
+    let moe = MoeSpec {
+        experts,
+        expert: MlpSpec::gated(inner, act),
+        router: RouterSpec {
+            normalised: config.truth_or("norm_topk_prob", true)?,
+            scale: config.optional_number("routed_scaling_factor")?.unwrap_or(2.5) as f32,
+            correction: true,
+            groups: Some(groups(config, experts, 2)?),
+            ..RouterSpec::plain(chosen(config, None, experts)?, RouterScores::Sigmoid)
+        },
+        shared: Some(SharedExpertSpec {
+            mlp: MlpSpec::gated(inner * config.optional_size("n_shared_experts")?.unwrap_or(1), act),
+            gated: false,
+        }),
+    };
+    let dense = MlpSpec::gated(config.size("intermediate_size")?, act);
+    // Nought is a size here.
+    let first = config.optional_integer("first_k_dense_replace")?.unwrap_or(3);
+    let style = if config.truth_or("rope_interleave", true)? { RopeStyle::Pairs } else { RopeStyle::Halves };
+    like_deepseek(config, kind, style, 4096, |number| {
+        Ok(if (number as i64) < first {
+            FfnSpec::Dense(dense.clone())
+        } else {
+            FfnSpec::Experts(Box::new(moe.clone()))
+        })
+    })
+}
+
+/// The groups of so many experts, each as good as so many of its best together.
+pub(super) fn groups(config: &Config, experts: usize, best: usize) -> Result<RouterGroups, ConfigError> {
+    let (groups, chosen) = (config.size("n_group")?, config.size("topk_group")?);
+    if !experts.is_multiple_of(groups) {
+        return Err(config.wrong("n_group", format!("a divisor of the {experts} experts")));
+    }
+    if chosen > groups {
+        return Err(config.wrong("topk_group", format!("at most the {groups} groups")));
+    }
+    Ok(RouterGroups { groups, chosen, best })
+}
+
+/// A decoder with the keys of DeepSeek's configurations, the feed-forward parts of its layers, and the context where the
+/// configuration says nothing.
+pub(super) fn like_deepseek(
+    config: &Config,
+    kind: HeadKind,
+    style: RopeStyle,
+    context: usize,
+    ffn: impl Fn(usize) -> Result<FfnSpec, ModelError>,
+) -> Result<Spec, ModelError> {
     let hidden = config.size("hidden_size")?;
     let norm = NormSpec::rms(config.optional_number("rms_norm_eps")?.unwrap_or(1e-6));
     let (plain, turned) = (config.size("qk_nope_head_dim")?, config.size(TURNED)?);
@@ -69,45 +127,22 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         bias: config.truth_or("attention_bias", false)?,
         norm_eps: 1e-6,
     };
-    let act = activation(config, "hidden_act", "silu")?;
-    let inner = config.size("moe_intermediate_size")?;
-    let moe = MoeSpec {
-        experts: config.size("n_routed_experts")?,
-        expert: MlpSpec::gated(inner, act),
-        router: RouterSpec {
-            normalised: config.truth_or("norm_topk_prob", true)?,
-            scale: config.optional_number("routed_scaling_factor")?.unwrap_or(2.5) as f32,
-            correction: true,
-            groups: Some(RouterGroups { groups: config.size("n_group")?, chosen: config.size("topk_group")?, best: 2 }),
-            ..RouterSpec::plain(config.size("num_experts_per_tok")?, RouterScores::Sigmoid)
-        },
-        shared: Some(SharedExpertSpec {
-            mlp: MlpSpec::gated(inner * config.optional_size("n_shared_experts")?.unwrap_or(1), act),
-            gated: false,
-        }),
-    };
-    let dense = MlpSpec::gated(config.size("intermediate_size")?, act);
-    // Nought is a size here.
-    let first = config.optional_integer("first_k_dense_replace")?.unwrap_or(3);
-    let layer = |number: usize| LayerSpec {
-        mixer: MixerSpec::Latent(attention.clone()),
-        cross: None,
-        ffn: if (number as i64) < first {
-            FfnSpec::Dense(dense.clone())
-        } else {
-            FfnSpec::Experts(Box::new(moe.clone()))
-        },
-        norms: NormsSpec::before(norm),
-        residual: ResidualSpec::Sequential,
-        residual_scale: 1.0,
+    let layer = |number: usize| {
+        Ok(LayerSpec {
+            mixer: MixerSpec::Latent(attention.clone()),
+            cross: None,
+            ffn: ffn(number)?,
+            norms: NormsSpec::before(norm),
+            residual: ResidualSpec::Sequential,
+            residual_scale: 1.0,
+        })
     };
     let base = config.optional_number("rope_theta")?.unwrap_or(10_000.0);
-    let style = if config.truth_or("rope_interleave", true)? { RopeStyle::Pairs } else { RopeStyle::Halves };
     let parts = Parts {
         hidden,
         embed: EmbedSpec::plain(config.size("vocab_size")?, hidden),
-        layers: (0..layers(config, "num_hidden_layers")?).map(layer).collect(),
-        context: config.optional_size("max_position_embeddings")?.unwrap_or(4096),
+        layers: (0..layers(config, "num_hidden_layers")?).map(layer).collect::<Result<_, ModelError>>()?,
+        context: config.optional_size("max_position_embeddings")?.unwrap_or(context),
         ropes: vec![RopeSpec {
             base,
             rotated: turned,

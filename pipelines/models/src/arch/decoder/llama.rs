@@ -8,8 +8,8 @@ use crate::arch::{Arch, Architecture, Class, Gguf, HeadKind, HuggingFace, decode
 use crate::config::Config;
 use crate::rules::{Rule, Rules};
 use crate::spec::{
-    Activation, AttentionSpec, BiasSpec, EmbedSpec, HeadSpec, LayerSpec, LogitsSpec, MlpSpec, NormSpec, NormsSpec,
-    RopeAxes, RopeSpec, RopeStyle, Spec,
+    Activation, AttentionSpec, BiasSpec, EmbedSpec, FfnSpec, HeadSpec, LayerSpec, LogitsSpec, MlpSpec, NormSpec,
+    NormsSpec, RopeAxes, RopeScaling, RopeSpec, RopeStyle, Spec,
 };
 
 /// The model type.
@@ -110,6 +110,10 @@ pub(in crate::arch) struct Layout {
     pub residual_scale: f32,
     /// Factor of the logits.
     pub logits_scale: f32,
+    /// The key of whether logits have a bias, where they may.
+    pub logits_bias: Option<&'static str>,
+    /// What stretches frequencies, by their base and the elements that turn.
+    pub rope_scaling: fn(&Config, f64, usize) -> Result<RopeScaling, ModelError>,
 }
 
 /// Llama's own.
@@ -126,6 +130,8 @@ pub(in crate::arch) const LAYOUT: Layout = Layout {
     embed_scale: 1.0,
     residual_scale: 1.0,
     logits_scale: 1.0,
+    logits_bias: None,
+    rope_scaling: rope::scaling,
 };
 
 /// A decoder with the keys of Llama's configuration, and what differs in each of its layers.
@@ -134,6 +140,19 @@ pub(in crate::arch) fn like_llama(
     kind: HeadKind,
     layout: Layout,
     change: impl Fn(usize, &mut AttentionSpec, &mut MlpSpec) -> Result<(), ModelError>,
+) -> Result<Spec, ModelError> {
+    like_llama_with(config, kind, layout, |number, attention, mut mlp| {
+        change(number, attention, &mut mlp)?;
+        Ok(FfnSpec::Dense(mlp))
+    })
+}
+
+/// The same with feed-forward parts of any kind, each made of the one that Llama would have.
+pub(super) fn like_llama_with(
+    config: &Config,
+    kind: HeadKind,
+    layout: Layout,
+    ffn: impl Fn(usize, &mut AttentionSpec, MlpSpec) -> Result<FfnSpec, ModelError>,
 ) -> Result<Spec, ModelError> {
     let hidden = config.size("hidden_size")?;
     let keys = ["num_attention_heads", "num_key_value_heads", "head_dim"];
@@ -149,13 +168,14 @@ pub(in crate::arch) fn like_llama(
     let attention = AttentionSpec { rope: Some(0), ..AttentionSpec::plain(heads, kv_heads, head) };
     let mlp = MlpSpec::gated(config.size("intermediate_size")?, activation(config, "hidden_act", "silu")?);
     let layer = |number| {
-        let (mut attention, mut mlp) = (attention.clone(), mlp.clone());
-        change(number, &mut attention, &mut mlp)?;
+        let mut attention = attention.clone();
+        let ffn = ffn(number, &mut attention, mlp.clone())?;
         let norms = (layout.norms)(norm);
-        Ok(LayerSpec { norms, residual_scale: layout.residual_scale, ..sequential(norm, attention, mlp) })
+        Ok(LayerSpec { ffn, norms, residual_scale: layout.residual_scale, ..sequential(norm, attention, mlp.clone()) })
     };
     let tied = config.truth_or("tie_word_embeddings", layout.tied)?;
-    let logits = LogitsSpec { scale: layout.logits_scale, ..LogitsSpec::plain(tied) };
+    let bias = layout.logits_bias.map_or(Ok(false), |key| config.truth_or(key, false))?;
+    let logits = LogitsSpec { scale: layout.logits_scale, bias, ..LogitsSpec::plain(tied) };
     let parts = Parts {
         hidden,
         embed: EmbedSpec { scale: layout.embed_scale, ..EmbedSpec::plain(config.size("vocab_size")?, hidden) },
@@ -165,7 +185,7 @@ pub(in crate::arch) fn like_llama(
             base,
             rotated,
             style: layout.rope_style,
-            scaling: rope::scaling(config, base, rotated)?,
+            scaling: (layout.rope_scaling)(config, base, rotated)?,
             axes: RopeAxes::One,
         }],
         bias: BiasSpec::None,

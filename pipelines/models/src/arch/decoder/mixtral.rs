@@ -1,6 +1,6 @@
 //! Mixtral (`transformers/models/mixtral`; <https://arxiv.org/abs/2401.04088>): Llama's layout, with experts.
 
-use super::{Parts, activation, heads, layers, llama, sequential};
+use super::{Parts, activation, chosen, heads, layers, llama, sequential};
 use crate::ModelError;
 use crate::arch::{Arch, Architecture, Class, HeadKind, HuggingFace, decoder_head, rope};
 use crate::config::Config;
@@ -25,7 +25,8 @@ const CLASSES: &[Class] = &[
     Class { name: "MixtralForQuestionAnswering", head: HeadKind::Span, base: "model." },
 ];
 
-const STACK: &[Rule] = &[
+/// The names of checkpoints.
+pub(super) const STACK: &[Rule] = &[
     Rule::new("embed", "embed_tokens"),
     Rule::new("layers.{}.attn_norm", "layers.{}.input_layernorm"),
     Rule::new("layers.{}.attn.q", "layers.{}.self_attn.q_proj"),
@@ -51,12 +52,13 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         ..AttentionSpec::plain(heads, kv_heads, head)
     };
     let expert = MlpSpec::gated(config.size("intermediate_size")?, activation(config, "hidden_act", "silu")?);
+    let experts = config.optional_size("num_local_experts")?.unwrap_or(8);
     let moe = MoeSpec {
-        experts: config.optional_size("num_local_experts")?.unwrap_or(8),
+        experts,
         expert: expert.clone(),
         router: RouterSpec {
             normalised: true,
-            ..RouterSpec::plain(config.optional_size("num_experts_per_tok")?.unwrap_or(2), RouterScores::Softmax)
+            ..RouterSpec::plain(chosen(config, Some(2), experts)?, RouterScores::Softmax)
         },
         shared: None,
     };

@@ -35,13 +35,17 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
 /// The window of each layer, with the keys of Qwen2's configuration: the first that has one is the layer `first`, where
 /// nothing is said.
 pub(in crate::arch) fn windows(config: &Config, first: usize) -> Result<Vec<Option<usize>>, ModelError> {
-    // Without a size there is no window, unless the key is not there at all.
-    let window = match config.truth_or("use_sliding_window", false)? {
-        true if config.is_null("sliding_window") => None,
-        true => Some(config.optional_size("sliding_window")?.unwrap_or(4096)),
-        false => None,
-    };
+    let window = window(config)?;
     let first = config.optional_integer("max_window_layers")?.unwrap_or(first as i64);
     let slides = sliding(config, layers(config, "num_hidden_layers")?, |number| number as i64 >= first)?;
     Ok(slides.into_iter().map(|slides| window.filter(|_| slides)).collect())
+}
+
+/// The window of the layers that have one, with the keys of Qwen2's configuration.
+pub(super) fn window(config: &Config) -> Result<Option<usize>, ModelError> {
+    // Without a size there is no window, unless the key is not there at all.
+    if !config.truth_or("use_sliding_window", false)? || config.is_null("sliding_window") {
+        return Ok(None);
+    }
+    Ok(Some(config.optional_size("sliding_window")?.unwrap_or(4096)))
 }
