@@ -166,7 +166,12 @@ impl Scheduler {
 
     /// A job's way when it was submitted here: from place to place until one brings it to an end.
     async fn drive(&self, job: Arc<Job>, first: Option<PeerId>) {
-        let mut first = first.map(Place::Peer);
+        let mut first = match first {
+            Some(peer) if peer == self.shared.swarm.id() => Some(Place::Here),
+            // Who says how a model is to run on this node wants it to run on this node.
+            None if self.shared.models.coordinator().has_wish(&job.spec.model) => Some(Place::Here),
+            first => first.map(Place::Peer),
+        };
         let mut tried = Vec::new();
         let mut answered = Answered::default();
         let mut lent = None;

@@ -8,3 +8,5 @@ pub mod failover;
 pub mod fetch;
 pub mod foreign;
 pub mod namespace;
+pub mod seeded;
+pub mod shard;

@@ -95,6 +95,11 @@ impl Coordinator {
         lock(&self.shared.wishes).insert(model.clone(), wish);
     }
 
+    /// Whether that was said of a model.
+    pub fn has_wish(&self, model: &ModelRef) -> bool {
+        lock(&self.shared.wishes).contains_key(model)
+    }
+
     /// What was said of that.
     pub fn wished(&self, model: &ModelRef) -> Wish {
         lock(&self.shared.wishes).get(model).cloned().unwrap_or_default()

@@ -1,0 +1,213 @@
+//! Models over several nodes: what is asked of them, what they answer, and what happened meanwhile.
+
+use std::path::Path;
+
+use accel_node::api::{JobBody, PlanBody, PlanView, Split, SpreadView, WayView};
+use accel_node::process::NodeProcess;
+use accel_protocol::{Generation, Input, JobEvent, ModelRef, Task, TaskOptions, Usage};
+use anyhow::{Context, Result, ensure};
+
+use crate::cluster::{Cluster, events, eventually, import, text, tokens};
+use crate::seeded::{Kind, Size, prompt};
+
+/// A swarm of nodes that compute with one thread each, and one that only has the model.
+#[derive(Debug)]
+pub struct Swarm {
+    cluster: Cluster,
+    /// Has the model and runs nothing.
+    pub provider: NodeProcess,
+    /// Run models; the first is asked.
+    pub nodes: Vec<NodeProcess>,
+    /// The model.
+    pub model: ModelRef,
+    /// What kind it is.
+    pub kind: Kind,
+    started: usize,
+}
+
+/// An answer and how it came.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Its tokens, where the task tells them, and its text.
+    pub tokens: Vec<u32>,
+    /// The text.
+    pub text: String,
+    /// The bits of the logarithms of the likeliest tokens' probabilities, token after token.
+    pub logprobs: Vec<(u32, u32)>,
+    /// What it took.
+    pub usage: Usage,
+}
+
+impl Answer {
+    /// Whether it is the same, bit by bit.
+    pub fn equals(&self, other: &Self) -> bool {
+        (&self.tokens, &self.text, &self.logprobs) == (&other.tokens, &other.text, &other.logprobs)
+    }
+
+    /// Tokens a second once it had begun.
+    pub fn tokens_per_second(&self) -> f64 {
+        f64::from(self.usage.completion_tokens.saturating_sub(1)) / self.usage.decode_ms * 1e3
+    }
+}
+
+impl Swarm {
+    /// Writes a model and starts so many nodes.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub async fn start(kind: Kind, size: Size, nodes: usize) -> Result<Self> {
+        let cluster = Cluster::new()?;
+        let directory = cluster.path("model");
+        kind.write(&directory, size, 7)?;
+        let provider = cluster.start("provider", false, &[]).await?;
+        let model = import(&provider, directory.clone()).await?;
+        std::fs::remove_dir_all(&directory)?;
+        let mut swarm = Self { cluster, provider, nodes: Vec::new(), model, kind, started: 0 };
+        for _ in 0..nodes {
+            swarm.start_node().await?;
+        }
+        Ok(swarm)
+    }
+
+    /// Starts one more node, which waits until all know each other.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_node(&mut self) -> Result<&NodeProcess> {
+        self.started += 1;
+        let join: Vec<&NodeProcess> = std::iter::once(&self.provider).chain(&self.nodes).collect();
+        let mut settings = self.cluster.settings(&format!("node-{}", self.started), true, &join);
+        settings.arguments = vec!["--threads".to_owned(), "1".to_owned()];
+        let node = NodeProcess::start(&settings).await?;
+        let expected = join.len();
+        eventually("the nodes know each other", async || {
+            let peers = node.api().peers().await?;
+            Ok(peers.iter().filter(|peer| peer.connected && peer.advert.is_some()).count() >= expected)
+        })
+        .await?;
+        let others: Vec<_> = self.nodes.iter().map(|other| (other, node.peer())).collect();
+        for (other, peer) in others {
+            eventually("the nodes know the new one", async || {
+                let peers = other.api().peers().await?;
+                Ok(peers.iter().any(|known| known.peer == peer && known.connected && known.advert.is_some()))
+            })
+            .await?;
+        }
+        self.nodes.push(node);
+        self.nodes.last().context("it was started")
+    }
+
+    /// Plans the model on the first node with the others up to `count` in all, to run so from now on.
+    ///
+    /// # Errors
+    /// When the plan is not possible.
+    pub async fn plan(&self, split: Split, count: usize, elsewhere: bool) -> Result<(PlanView, WayView)> {
+        let own = &self.nodes[0];
+        let peers = self.nodes[1..count].iter().map(|node| node.peer().to_owned()).collect();
+        let body = PlanBody { split, peers, experts_elsewhere: elsewhere, keep: true };
+        // A job that has just ended may still hold the model for a moment.
+        eventually("the model is at rest", async || match own.api().plan(&self.model, &body).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.to_string().contains("is at work") => Ok(false),
+            Err(error) => Err(error.into()),
+        })
+        .await?;
+        let plan = own.api().plan(&self.model, &body).await?;
+        let way = plan.chosen.and_then(|chosen| plan.ways.get(chosen).cloned());
+        let way = way.with_context(|| format!("no way to run it: {}", plan.why))?;
+        ensure!(way.split == split && way.members.len() == count, "another way was chosen: {}", plan.why);
+        Ok((plan, way))
+    }
+
+    /// What is asked.
+    pub fn body(&self, prompt_tokens: usize, tokens: u32, seed: u64) -> JobBody {
+        let generation = Generation {
+            max_tokens: tokens,
+            ignore_eos: true,
+            logprobs: (self.kind != Kind::Switch).then_some(20),
+            ..Generation::default()
+        };
+        JobBody {
+            id: None,
+            model: self.model.clone(),
+            task: if self.kind == Kind::Switch { Task::Translation } else { Task::TextGeneration },
+            input: Input::Text(prompt(prompt_tokens, seed)),
+            generation,
+            options: TaskOptions::default(),
+            deadline_ms: 600_000,
+            peer: None,
+        }
+    }
+
+    /// Asks the first node.
+    ///
+    /// # Errors
+    /// When the job fails.
+    pub async fn ask(&self, body: &JobBody) -> Result<Answer> {
+        answer(&events(self.nodes[0].api(), body).await?)
+    }
+
+    /// How the model is spread at work on the first node.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub async fn spread(&self) -> Result<SpreadView> {
+        let all = self.nodes[0].api().spread().await?;
+        all.into_iter().next().context("no model is spread")
+    }
+
+    /// Bytes of blocks of a node.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn stored_bytes(&self, node: usize) -> Result<u64> {
+        Ok(self.nodes[node].api().node().await?.used_bytes)
+    }
+
+    /// A directory for scratch files.
+    pub fn path(&self, name: &str) -> std::path::PathBuf {
+        self.cluster.path(name)
+    }
+
+    /// Stops all nodes.
+    ///
+    /// # Errors
+    /// When one does not stop in order.
+    pub async fn stop(self) -> Result<()> {
+        for node in self.nodes.into_iter().chain([self.provider]) {
+            node.stop().await?;
+        }
+        Ok(())
+    }
+}
+
+/// The answer that a job's events give.
+///
+/// # Errors
+/// When the job failed.
+pub fn answer(events: &[JobEvent]) -> Result<Answer> {
+    let usage = events.iter().find_map(|event| match event {
+        JobEvent::Done { usage, .. } => Some(*usage),
+        _ => None,
+    });
+    let usage = usage.with_context(|| format!("the job failed: {:?}", events.last()))?;
+    let logprobs = events.iter().filter_map(|event| match event {
+        JobEvent::Token { logprob: Some(logprob), .. } => Some(&logprob.top),
+        _ => None,
+    });
+    let logprobs = logprobs.flatten().map(|(id, _, logprob)| (*id, logprob.to_bits())).collect();
+    Ok(Answer { tokens: tokens(events), text: text(events), logprobs, usage })
+}
+
+/// Bytes of all files under a directory.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn bytes_under(directory: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        bytes += if entry.file_type()?.is_dir() { bytes_under(&entry.path())? } else { entry.metadata()?.len() };
+    }
+    Ok(bytes)
+}
