@@ -11,7 +11,7 @@ use super::lanes::{LANES, Lanes};
 /// Whether weights stored so can be computed with.
 pub fn can_unpack(dtype: Dtype) -> bool {
     use Dtype::*;
-    matches!(dtype, F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K)
+    matches!(dtype, F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | MXFP4)
 }
 
 /// Unpacks whole blocks.

@@ -1,6 +1,7 @@
 //! Where the weights of a model lie in its files: rules as data, and the loader that follows them.
 
 pub mod fp8;
+pub mod stacked;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,13 +11,14 @@ use accel_backends::tensor::{Engine, Linear, Tensor, Weight};
 use accel_backends::weights::{TensorIndex, TensorInfo, read_tensor};
 
 use crate::ModelError;
+use stacked::{Form, Part, Slice, slice_name};
 
 /// A part of a model and its name in the files; each `{}` stands for a number, of a layer or an expert.
 ///
 /// A rule names a module, `.weight` and `.bias` follow in both, or a whole tensor, or what several names begin with, where
 /// both end in a dot. A rule from `*.` on renames the end of a name, whatever that begins with; the beginning then follows
 /// the other rules. Of several rules for one name the first counts whose tensor is there: types have had more names than
-/// one.
+/// one. A tensor that all experts of a layer share has a number less in the file than in the model.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     /// The name in the model.
@@ -40,6 +42,8 @@ pub enum How {
     FirstHalf,
     /// The second of them.
     SecondHalf,
+    /// The file has the tensors of all experts as one: some of the slice of one of them.
+    Stacked(Slice),
 }
 
 impl Rule {
@@ -61,6 +65,11 @@ impl Rule {
     /// The second of two tensors that the file has as one.
     pub const fn second_half(to: &'static str, from: &'static str) -> Self {
         Self { to, from, how: How::SecondHalf }
+    }
+
+    /// An expert's part of a tensor that the file has for all experts of a layer.
+    pub const fn stacked(to: &'static str, from: &'static str, form: Form, part: Part) -> Self {
+        Self { to, from, how: How::Stacked(Slice { form, part }) }
     }
 
     /// A weight of another name that the file has less one.
@@ -151,7 +160,13 @@ impl<'a> Loader<'a> {
             let name = name.strip_prefix(prefix).and_then(|name| name.strip_prefix(base));
             name.is_some_and(|name| numbered.iter().any(|rule| rename(rule, name).is_some()))
         };
-        let left = self.index.iter().find(|tensor| !read.contains(&tensor.name) && of_stack(&tensor.name));
+        // Of what experts share each slice is read by itself.
+        let is_read = |tensor: &TensorInfo| {
+            let mut slices = 0..tensor.dims.first().copied().unwrap_or(0);
+            let has = |name: &str| read.contains(name);
+            has(&tensor.name) || !slices.is_empty() && slices.all(|number| has(&slice_name(&tensor.name, number)))
+        };
+        let left = self.index.iter().find(|tensor| !is_read(tensor) && of_stack(&tensor.name));
         left.map_or(Ok(()), |tensor| Err(ModelError::LeftOver { name: tensor.name.clone() }))
     }
 
@@ -242,6 +257,7 @@ impl<'a> Loader<'a> {
         let (from, how) = self.find(name);
         let found = self.index.get(&from).ok_or_else(|| ModelError::MissingTensor { name: self.name(name), from })?;
         let stored_dims: Vec<usize> = match how {
+            How::Stacked(slice) => return self.slice(name, found, slice, Some(dims)),
             How::Transposed => dims.iter().rev().copied().collect(),
             How::FirstHalf | How::SecondHalf => {
                 dims.iter().enumerate().map(|(axis, &size)| if axis == 0 { 2 * size } else { size }).collect()
@@ -272,6 +288,9 @@ impl<'a> Loader<'a> {
     }
 
     fn read(&self, name: &str, tensor: &TensorInfo, how: How) -> Result<Tensor, ModelError> {
+        if let How::Stacked(slice) = how {
+            return self.slice(name, tensor, slice, None);
+        }
         let at = || ModelError::at(self.name(name));
         let bytes = self.bytes(tensor)?;
         let weight = if fp8::is_fp8(tensor.dtype) {
@@ -284,7 +303,7 @@ impl<'a> Loader<'a> {
         let dense = || Tensor::new(self.engine, stored.to_vec()?, stored.dims());
         match how {
             How::AsIs | How::Transposed if tensor.dims.len() < 2 => dense(),
-            How::AsIs => Ok(stored.clone()),
+            How::AsIs | How::Stacked(_) => Ok(stored.clone()),
             How::AddOne => dense().and_then(|dense| dense.shift(1.0)),
             How::FirstHalf | How::SecondHalf => {
                 let half = tensor.dims.first().map_or(0, |rows| rows / 2);
