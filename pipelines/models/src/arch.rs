@@ -209,6 +209,9 @@ pub const ALL: &[&Arch] = &[
     &decoder::gpt2::ARCH,
     &decoder::gpt_neox::ARCH,
     &decoder::granite::ARCH,
+    &decoder::granitemoe::ARCH,
+    &decoder::granitemoehybrid::ARCH,
+    &decoder::granitemoeshared::ARCH,
     &decoder::helium::ARCH,
     &decoder::jamba::ARCH,
     &decoder::llama::ARCH,
@@ -330,7 +333,7 @@ pub fn describe(files: &dyn ModelFiles, index: &TensorIndex) -> Result<Descripti
 fn check_quantization(config: &Config) -> Result<(), ModelError> {
     let Some(config) = config.section("quantization_config")? else { return Ok(()) };
     let method = config.text("quant_method")?;
-    if method != "fp8" && method != "compressed-tensors" {
+    if !["fp8", "compressed-tensors"].contains(&method.as_str()) {
         return Err(unsupported(&config.path("quant_method"), method, vec!["fp8, compressed-tensors"]));
     }
     match config.optional_sizes("weight_block_size")? {
