@@ -61,6 +61,8 @@ FIXED_SPREADS = {
     "cluster_usage": (1.0, 0.25),
     "A_log": (0.5, 0.5),
     "D": (1.0, 0.25),
+    # So large that some gates of experts are beyond their bounds.
+    "gate_up_proj": (0.0, 1.0),
 }
 # Output fields that show how the answer came about. An engine may leave them out.
 AUXILIARY = re.compile(

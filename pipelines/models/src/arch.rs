@@ -208,6 +208,7 @@ pub const ALL: &[&Arch] = &[
     &decoder::gemma::ARCH,
     &decoder::gpt2::ARCH,
     &decoder::gpt_neox::ARCH,
+    &decoder::gpt_oss::ARCH,
     &decoder::granite::ARCH,
     &decoder::granitemoe::ARCH,
     &decoder::granitemoehybrid::ARCH,
@@ -333,8 +334,8 @@ pub fn describe(files: &dyn ModelFiles, index: &TensorIndex) -> Result<Descripti
 fn check_quantization(config: &Config) -> Result<(), ModelError> {
     let Some(config) = config.section("quantization_config")? else { return Ok(()) };
     let method = config.text("quant_method")?;
-    if !["fp8", "compressed-tensors"].contains(&method.as_str()) {
-        return Err(unsupported(&config.path("quant_method"), method, vec!["fp8, compressed-tensors"]));
+    if !["fp8", "compressed-tensors", "mxfp4"].contains(&method.as_str()) {
+        return Err(unsupported(&config.path("quant_method"), method, vec!["fp8, compressed-tensors, mxfp4"]));
     }
     match config.optional_sizes("weight_block_size")? {
         None => Ok(()),

@@ -66,6 +66,12 @@ const FAULTS: &[Fault] = &[
         reason: "transformers leaves out biases where it sums up the products of parts",
     },
     Fault {
+        model_types: &["gpt_oss"],
+        when: &[("sliding_window", |value| *value == 1)],
+        part: Part::Generation,
+        reason: "transformers keeps all keys of a layer that sees one token, where it generates, instead of none",
+    },
+    Fault {
         model_types: ROBERTA,
         when: &[("position_embedding_type", |value| *value == "absolute")],
         part: Part::Generation,

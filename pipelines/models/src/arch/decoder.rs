@@ -10,6 +10,7 @@ pub mod gemma3_text;
 mod gguf;
 pub mod gpt2;
 pub mod gpt_neox;
+pub mod gpt_oss;
 pub mod granite;
 pub mod granitemoe;
 pub mod granitemoehybrid;
