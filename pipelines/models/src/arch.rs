@@ -243,6 +243,7 @@ pub const ALL: &[&Arch] = &[
     &encoder_decoder::blenderbot::ARCH,
     &encoder_decoder::marian::ARCH,
     &encoder_decoder::mvp::ARCH,
+    &encoder_decoder::nllb_moe::ARCH,
     &encoder_decoder::pegasus::ARCH,
     &encoder_decoder::switch_transformers::ARCH,
     &encoder_decoder::t5::ARCH,
