@@ -63,10 +63,10 @@ pub(super) fn like_granite_moe(
 ) -> Result<Spec, ModelError> {
     let spec = granite::like_granite(config, kind, |attention, _| attention.rope = attention.rope.filter(|_| turns))?;
     let experts = config.optional_count("num_local_experts")?.unwrap_or(8);
-    let chosen = config.optional_size("num_experts_per_tok")?.unwrap_or(2);
     if experts == 0 {
         return Ok(spec);
     }
+    let chosen = config.optional_size("num_experts_per_tok")?.unwrap_or(2);
     if chosen > experts {
         return Err(config.wrong("num_experts_per_tok", format!("at most the {experts} experts")).into());
     }
