@@ -1,4 +1,4 @@
-//! The formats that are unpacked element by element: Q5_0, Q5_1, MXFP4 and those in blocks of 256.
+//! The formats that are unpacked element by element: Q5_0, Q5_1 and those in blocks of 256.
 //!
 //! Layouts and the order of operations are those of ggml's reference dequantisation
 //! (<https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>): products and sums are rounded apart.
@@ -18,7 +18,6 @@ pub fn unpack(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
         Dtype::Q4_K => q4_k,
         Dtype::Q5_K => q5_k,
         Dtype::Q6_K => q6_k,
-        Dtype::MXFP4 => mxfp4,
         _ => return,
     };
     for (from, to) in bytes.chunks_exact(block_bytes).zip(out.chunks_exact_mut(block)) {
@@ -52,22 +51,6 @@ fn fives(fifth: &[u8], nibbles: &[u8]) -> [u8; 32] {
         let nibble = if place < 16 { byte & 15 } else { byte >> 4 };
         nibble | (((fifth >> place) & 1) << 4) as u8
     })
-}
-
-/// 4-bit floats with two bits of exponent and one of mantissa, twice as large: half of the largest scale is a float still.
-const DOUBLED_E2M1: [f32; 16] =
-    [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, -0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
-
-/// The exponent that all share comes first.
-fn mxfp4(block: &[u8], out: &mut [f32]) {
-    let half_scale = match block[0] {
-        exponent @ 0..2 => f32::from_bits(0x0020_0000 << exponent),
-        exponent => f32::from_bits(u32::from(exponent - 1) << 23),
-    };
-    for (place, out) in out.iter_mut().enumerate() {
-        let byte = block[1 + place % 16];
-        *out = DOUBLED_E2M1[usize::from(if place < 16 { byte & 15 } else { byte >> 4 })] * half_scale;
-    }
 }
 
 fn q2_k(block: &[u8], out: &mut [f32]) {
