@@ -48,6 +48,23 @@ fn quantised(dtype: Dtype, ggml: GgmlDType, rows: usize, columns: usize) -> (Wei
     (weight, reference.flatten_all().unwrap().to_vec1().unwrap())
 }
 
+/// A matrix of 4-bit floats in blocks of 32 that share an exponent, and its values.
+fn mxfp4(rows: usize, columns: usize) -> (Weight, Vec<f32>) {
+    let (mut bytes, mut values) = (Vec::new(), Vec::new());
+    for (block, numbers) in noise(7, rows * columns).chunks(32).enumerate() {
+        let exponent = 118 + block % 12;
+        let sizes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+        let codes: Vec<u8> = numbers.iter().map(|number| ((number + 1.0) * 7.99) as u8).collect();
+        bytes.push(exponent as u8);
+        bytes.extend((0..16).map(|place| codes[place] | codes[place + 16] << 4));
+        values.extend(codes.iter().map(|&code| {
+            let size = sizes[usize::from(code % 8)] * 2f32.powi(exponent as i32 - 127);
+            if code < 8 { size } else { -size }
+        }));
+    }
+    (Weight::new("w", Dtype::MXFP4, &[rows, columns], bytes).unwrap(), values)
+}
+
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
@@ -73,6 +90,7 @@ fn weights() -> Vec<(Weight, Vec<f32>)> {
         });
         all.push((Weight::new("w", dtype, &[19, columns], bytes).unwrap(), stored.collect()));
     }
+    all.push(mxfp4(45, 1024));
     all
 }
 

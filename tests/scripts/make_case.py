@@ -44,6 +44,7 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from transformers.integrations import mxfp4
 from transformers.pytorch_utils import Conv1D
 
 # Elements kept of a large output. An odd step visits every column of a matrix whose width is a power of two.
@@ -61,6 +62,8 @@ FIXED_SPREADS = {
     "cluster_usage": (1.0, 0.25),
     "A_log": (0.5, 0.5),
     "D": (1.0, 0.25),
+    # So large that some gates of experts are beyond their bounds.
+    "gate_up_proj": (0.0, 1.0),
 }
 # Output fields that show how the answer came about. An engine may leave them out.
 AUXILIARY = re.compile(
@@ -242,6 +245,27 @@ def weight_rows(stored, model, seed):
     return rows, weights, verbatim
 
 
+def pack_experts(rows, weights, verbatim, seed):
+    """Puts 4-bit floats in place of the experts of GPT-OSS, `[experts, inputs, outputs]`: their blocks and scales are
+    stored, and the weights are what transformers makes of them."""
+    packed_rows = []
+    for name, shape, kind, center, scale in rows:
+        if len(shape) != 3:
+            packed_rows.append([name, shape, kind, center, scale])
+            continue
+        experts, inputs, outputs = shape
+        for end, shape, least, count in [
+            ("_blocks", [experts, outputs, inputs // 32, 16], 0, 256),
+            ("_scales", [experts, outputs, inputs // 32], 122, 4),
+        ]:
+            numbers = random_bits(name + end, math.prod(shape), seed) % np.uint64(count) + np.uint64(least)
+            verbatim[name + end] = numbers.astype(np.uint8).reshape(shape)
+            packed_rows.append([name + end, shape, "v", 0.0, 0.0])
+        packed = [torch.from_numpy(verbatim[name + end]) for end in ("_blocks", "_scales")]
+        weights[name] = mxfp4.convert_moe_packed_tensors(*packed, dtype=torch.float32).numpy()
+    return packed_rows
+
+
 # --- The model -------------------------------------------------------------------------------------------------------
 
 
@@ -391,6 +415,7 @@ def parse_arguments():
     parser.add_argument("--primary", type=lambda text: text.split(","), help="outputs that are required; else guessed")
     parser.add_argument("--generate", type=lambda text: text.split(","), help="inputs to generate from")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the inputs")
+    parser.add_argument("--mxfp4", action="store_true", help="experts of GPT-OSS as the 4-bit floats of its checkpoints")
     parser.add_argument("--model-type", help="first part of the case's name; else that of the configuration")
     parser.add_argument("--variant", default="a", help="last part of the case's name")
     parser.add_argument("--out", type=Path, required=True, help="folder of cases")
@@ -422,6 +447,8 @@ def make_case(arguments, folder):
     model.save_pretrained(folder)
     path, stored = checkpoint(folder)
     rows, weights, verbatim = weight_rows(stored, model, arguments.seed)
+    if arguments.mxfp4:
+        rows = pack_experts(rows, weights, verbatim, arguments.seed)
     save_file(weights, path, metadata={"format": "pt"})
     model, names = load(cls, folder)
     outputs = forward(model, arrays, scalars, torch.float32, arguments.seed)
@@ -477,6 +504,9 @@ def main():
         for name in ("config.json", "generation_config.json"):
             if (Path(folder) / name).exists():
                 shutil.copy(Path(folder) / name, target)
+    if arguments.mxfp4:
+        config = json.loads((target / "config.json").read_text()) | {"quantization_config": {"quant_method": "mxfp4"}}
+        (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (target / "case.json").write_text(json.dumps(case))
     save_file({name: np.array(values, order="C") for name, values in tensors.items()}, target / "io.safetensors")
     for row in case["outputs"]:

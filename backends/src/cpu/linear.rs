@@ -9,7 +9,7 @@ use crate::tensor::Weight;
 use super::Cpu;
 use super::lanes::{Kernel, LANES, Lanes};
 use super::pool::Scratch;
-use super::unpack::{Format32, Q4_0, Q4_1, Q8_0, unpack};
+use super::unpack::{Format32, Mxfp4, Q4_0, Q4_1, Q8_0, unpack};
 use crate::weights::Dtype;
 
 /// Rows that are unpacked together: eight sums hide the latency of fused multiply-add for a single token.
@@ -176,7 +176,7 @@ fn single<L: Lanes>(
     if tokens != 1 || rows != ROWS {
         return false;
     }
-    let known = matches!(weight.dtype(), Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q8_0);
+    let known = matches!(weight.dtype(), Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q8_0 | Dtype::MXFP4);
     if begin > 0 {
         return known;
     }
@@ -184,6 +184,7 @@ fn single<L: Lanes>(
         Dtype::Q4_0 => single_of::<L, Q4_0>(weight, first, x, sums),
         Dtype::Q4_1 => single_of::<L, Q4_1>(weight, first, x, sums),
         Dtype::Q8_0 => single_of::<L, Q8_0>(weight, first, x, sums),
+        Dtype::MXFP4 => single_of::<L, Mxfp4>(weight, first, x, sums),
         _ => return false,
     }
     true

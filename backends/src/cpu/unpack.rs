@@ -11,7 +11,7 @@ use super::lanes::{LANES, Lanes};
 /// Whether weights stored so can be computed with.
 pub fn can_unpack(dtype: Dtype) -> bool {
     use Dtype::*;
-    matches!(dtype, F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K)
+    matches!(dtype, F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | MXFP4)
 }
 
 /// Unpacks whole blocks.
@@ -30,6 +30,7 @@ pub fn unpack<L: Lanes>(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
         Dtype::Q4_0 => blocks::<L, Q4_0>(bytes, out),
         Dtype::Q4_1 => blocks::<L, Q4_1>(bytes, out),
         Dtype::Q8_0 => blocks::<L, Q8_0>(bytes, out),
+        Dtype::MXFP4 => blocks::<L, Mxfp4>(bytes, out),
         _ => k_quants::unpack(dtype, bytes, out),
     }
 }
@@ -82,6 +83,10 @@ pub struct Q4_1;
 /// 8 bits, one scale.
 pub struct Q8_0;
 
+/// 4-bit floats, two bits of exponent and one of mantissa, with an exponent for all
+/// (<https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf>).
+pub struct Mxfp4;
+
 impl Format32 for Q4_0 {
     const BYTES: usize = 18;
 
@@ -120,6 +125,42 @@ impl Format32 for Q8_0 {
         let [a, b, c, d] = values;
         [L::signed(a).mul(scale), L::signed(b).mul(scale), L::signed(c).mul(scale), L::signed(d).mul(scale)]
     }
+}
+
+impl Format32 for Mxfp4 {
+    const BYTES: usize = 17;
+
+    #[inline(always)]
+    unsafe fn vectors<L: Lanes>(block: *const u8) -> [L; 4] {
+        // SAFETY: the caller promises 17 bytes.
+        let (exponent, values) = unsafe { (block.read(), &*block.add(1).cast::<[u8; 16]>()) };
+        // Half of the largest scale is a float still; the two least are below the normal ones.
+        let half_scale = match exponent {
+            0..2 => f32::from_bits(0x0020_0000 << exponent),
+            _ => f32::from_bits(u32::from(exponent - 1) << 23),
+        };
+        let half_scale = L::splat(half_scale);
+        let [a, b, c, d] = L::nibbles(values);
+        [
+            doubled_e2m1(a).mul(half_scale),
+            doubled_e2m1(b).mul(half_scale),
+            doubled_e2m1(c).mul(half_scale),
+            doubled_e2m1(d).mul(half_scale),
+        ]
+    }
+}
+
+/// Twice the 4-bit floats of codes from 0 to 15: 0, 1, 2, 3, 4, 6, 8 and 12, and from 8 on the same below zero. All that is
+/// computed on the way is whole.
+#[inline(always)]
+fn doubled_e2m1<L: Lanes>(codes: L) -> L {
+    let zero = L::splat(0.0);
+    let below_zero = codes.add(L::splat(-7.0)).max(zero).min(L::splat(1.0));
+    let sizes = below_zero.mul_add(L::splat(-8.0), codes);
+    let from_4 = sizes.add(L::splat(-4.0)).max(zero);
+    let from_6 = sizes.add(L::splat(-6.0)).max(zero);
+    let doubled = from_6.mul_add(L::splat(2.0), sizes.add(from_4));
+    doubled.mul(below_zero.mul_add(L::splat(-2.0), L::splat(1.0)))
 }
 
 #[inline(always)]

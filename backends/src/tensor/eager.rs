@@ -397,7 +397,7 @@ pub(super) fn expert(experts: Experts, x: &Tensor, weights: &[&Tensor]) -> Resul
     match &layers[..] {
         [gate, up, down] => {
             let [gate, up] = x.linears([gate, up])?;
-            gate.gated(experts.activation, &up)?.linear(down)
+            gate.gated_within(experts.limit, experts.activation, &up)?.linear(down)
         }
         [up, down] => x.linear(up)?.activate(experts.activation)?.linear(down),
         _ => Err(shape("experts", "two or three layers", &[layers.len()])),

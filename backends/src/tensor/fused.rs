@@ -123,6 +123,19 @@ impl Tensor {
         apply_one(Op::Gated(activation), &[self, up])
     }
 
+    /// The same with a limit: `activation(min(self, limit)) * (min(max(up, -limit), limit) + 1)` (`GptOssExperts`), and
+    /// without one [`Self::gated`].
+    ///
+    /// # Errors
+    ///
+    /// When the shapes differ.
+    pub fn gated_within(&self, limit: Option<f32>, activation: Activation, up: &Self) -> Result<Self> {
+        match limit {
+            None => self.gated(activation, up),
+            Some(limit) => self.min(&self.like(limit)?)?.gated(activation, &up.clamp(-limit, limit)?.shift(1.0)?),
+        }
+    }
+
     /// To a sum of 1 along a dimension.
     ///
     /// # Errors

@@ -310,6 +310,8 @@ pub struct Experts {
     pub gated: bool,
     /// Whether layers have biases.
     pub bias: bool,
+    /// What bounds gate and up where there is a gate, see [`Tensor::gated_within`](super::Tensor::gated_within).
+    pub limit: Option<f32>,
 }
 
 impl Experts {

@@ -339,11 +339,12 @@ fn convolutions_transposed() -> Vec<Case> {
 
 fn experts() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (gated, bias) in [(true, false), (true, true), (false, false), (false, true)] {
-        let experts = Experts { count: 3, activation: Activation::Silu, gated, bias };
+    let kinds = [(true, false), (true, true), (false, false), (false, true)].map(|(gated, bias)| (gated, bias, None));
+    for (gated, bias, limit) in kinds.into_iter().chain([(true, true, Some(0.25))]) {
+        let experts = Experts { count: 3, activation: Activation::Silu, gated, bias, limit };
         // The one in the middle is not chosen.
         let inputs = vec![some(&[4, 6]), wholes(&[4, 2], &[0, 2, 2, 0, 2, 2, 0, 0])];
-        cases.push(case(format!("experts, gated {gated}, bias {bias}"), inputs, move |x| {
+        cases.push(case(format!("experts, gated {gated}, bias {bias}, limit {limit:?}"), inputs, move |x| {
             let engine = x[0].engine();
             let mut weights = Vec::new();
             for expert in 0..3 {

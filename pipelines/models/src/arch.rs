@@ -209,7 +209,11 @@ pub const ALL: &[&Arch] = &[
     &decoder::gemma::ARCH,
     &decoder::gpt2::ARCH,
     &decoder::gpt_neox::ARCH,
+    &decoder::gpt_oss::ARCH,
     &decoder::granite::ARCH,
+    &decoder::granitemoe::ARCH,
+    &decoder::granitemoehybrid::ARCH,
+    &decoder::granitemoeshared::ARCH,
     &decoder::helium::ARCH,
     &decoder::jamba::ARCH,
     &decoder::llama::ARCH,
@@ -244,6 +248,7 @@ pub const ALL: &[&Arch] = &[
     &encoder_decoder::blenderbot::ARCH,
     &encoder_decoder::marian::ARCH,
     &encoder_decoder::mvp::ARCH,
+    &encoder_decoder::nllb_moe::ARCH,
     &encoder_decoder::pegasus::ARCH,
     &encoder_decoder::switch_transformers::ARCH,
     &encoder_decoder::t5::ARCH,
@@ -335,8 +340,8 @@ pub fn describe(files: &dyn ModelFiles, index: &TensorIndex) -> Result<Descripti
 fn check_quantization(config: &Config) -> Result<(), ModelError> {
     let Some(config) = config.section("quantization_config")? else { return Ok(()) };
     let method = config.text("quant_method")?;
-    if method != "fp8" && method != "compressed-tensors" {
-        return Err(unsupported(&config.path("quant_method"), method, vec!["fp8, compressed-tensors"]));
+    if !["fp8", "compressed-tensors", "mxfp4"].contains(&method.as_str()) {
+        return Err(unsupported(&config.path("quant_method"), method, vec!["fp8, compressed-tensors, mxfp4"]));
     }
     match config.optional_sizes("weight_block_size")? {
         None => Ok(()),

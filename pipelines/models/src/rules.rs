@@ -1,6 +1,7 @@
 //! Where the weights of a model lie in its files: rules as data, and the loader that follows them.
 
 pub mod fp8;
+pub mod stacked;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,14 +11,15 @@ use accel_backends::tensor::{Engine, Linear, Tensor, Weight};
 use accel_backends::weights::{TensorIndex, TensorInfo, read_tensor};
 
 use crate::ModelError;
-use crate::share::{Part, Share, Stacks};
+use crate::share::{self, Share, Stacks};
+use stacked::{Form, Part, Slice, slice_name};
 
 /// A part of a model and its name in the files; each `{}` stands for a number, of a layer or an expert.
 ///
 /// A rule names a module, `.weight` and `.bias` follow in both, or a whole tensor, or what several names begin with, where
 /// both end in a dot. A rule from `*.` on renames the end of a name, whatever that begins with; the beginning then follows
 /// the other rules. Of several rules for one name the first counts whose tensor is there: types have had more names than
-/// one.
+/// one. A tensor that all experts of a layer share has a number less in the file than in the model.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     /// The name in the model.
@@ -41,6 +43,8 @@ pub enum How {
     FirstHalf,
     /// The second of them.
     SecondHalf,
+    /// The file has the tensors of all experts as one: some of the slice of one of them.
+    Stacked(Slice),
 }
 
 impl Rule {
@@ -62,6 +66,11 @@ impl Rule {
     /// The second of two tensors that the file has as one.
     pub const fn second_half(to: &'static str, from: &'static str) -> Self {
         Self { to, from, how: How::SecondHalf }
+    }
+
+    /// An expert's part of a tensor that the file has for all experts of a layer.
+    pub const fn stacked(to: &'static str, from: &'static str, form: Form, part: Part) -> Self {
+        Self { to, from, how: How::Stacked(Slice { form, part }) }
     }
 
     /// A weight of another name that the file has less one.
@@ -95,9 +104,12 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// What a tensor of the file is called in the model: its rule, read backwards. A tensor without a rule keeps its name.
+    /// What a tensor of the file is called in the model: its rule, read backwards. Where the file has all experts of a layer
+    /// in one tensor, the number of the expert is left out. A tensor without a rule keeps its name.
     pub(crate) fn name_in_model(&self, name: &str) -> String {
         // Scales belong to the weight that they scale.
+        let blocks = name.strip_suffix(stacked::SCALES).map(|name| format!("{name}{}", stacked::BLOCKS));
+        let name = blocks.as_deref().unwrap_or(name);
         let name = fp8::SCALES.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name);
         let name = name.strip_prefix(self.prefix).unwrap_or(name);
         let backwards = |rule: &Rule| Rule { to: rule.from, from: rule.to, how: rule.how };
@@ -146,7 +158,7 @@ impl<'a> Loader<'a> {
     /// Whether all experts of a layer of this stack are to be read.
     pub fn has_experts(&self, layer: usize, experts: usize) -> bool {
         let number = self.layer_number(layer);
-        let all = |share: &Share| (0..experts).all(|expert| share.has(Part::Expert(number, expert)));
+        let all = |share: &Share| (0..experts).all(|expert| share.has(share::Part::Expert(number, expert)));
         self.share.as_ref().is_none_or(|share| all(&share.0))
     }
 
@@ -190,8 +202,13 @@ impl<'a> Loader<'a> {
                 |share: &(Share, Stacks)| share.1.parts(&self.rules, tensor).iter().any(|(part, _)| share.0.has(*part));
             self.share.as_deref().is_none_or(parts)
         };
-        let left =
-            self.index.iter().find(|tensor| !read.contains(&tensor.name) && of_stack(&tensor.name) && here(tensor));
+        // Of what experts share each slice is read by itself.
+        let is_read = |tensor: &TensorInfo| {
+            let mut slices = 0..tensor.dims.first().copied().unwrap_or(0);
+            let has = |name: &str| read.contains(name);
+            has(&tensor.name) || !slices.is_empty() && slices.all(|number| has(&slice_name(&tensor.name, number)))
+        };
+        let left = self.index.iter().find(|tensor| !is_read(tensor) && of_stack(&tensor.name) && here(tensor));
         left.map_or(Ok(()), |tensor| Err(ModelError::LeftOver { name: tensor.name.clone() }))
     }
 
@@ -282,6 +299,7 @@ impl<'a> Loader<'a> {
         let (from, how) = self.find(name);
         let found = self.index.get(&from).ok_or_else(|| ModelError::MissingTensor { name: self.name(name), from })?;
         let stored_dims: Vec<usize> = match how {
+            How::Stacked(slice) => return self.slice(name, found, slice, Some(dims)),
             How::Transposed => dims.iter().rev().copied().collect(),
             How::FirstHalf | How::SecondHalf => {
                 dims.iter().enumerate().map(|(axis, &size)| if axis == 0 { 2 * size } else { size }).collect()
@@ -312,6 +330,9 @@ impl<'a> Loader<'a> {
     }
 
     fn read(&self, name: &str, tensor: &TensorInfo, how: How) -> Result<Tensor, ModelError> {
+        if let How::Stacked(slice) = how {
+            return self.slice(name, tensor, slice, None);
+        }
         let at = || ModelError::at(self.name(name));
         let bytes = self.bytes(tensor)?;
         let weight = if fp8::is_fp8(tensor.dtype) {
@@ -324,7 +345,7 @@ impl<'a> Loader<'a> {
         let dense = || Tensor::new(self.engine, stored.to_vec()?, stored.dims());
         match how {
             How::AsIs | How::Transposed if tensor.dims.len() < 2 => dense(),
-            How::AsIs => Ok(stored.clone()),
+            How::AsIs | How::Stacked(_) => Ok(stored.clone()),
             How::AddOne => dense().and_then(|dense| dense.shift(1.0)),
             How::FirstHalf | How::SecondHalf => {
                 let half = tensor.dims.first().map_or(0, |rows| rows / 2);

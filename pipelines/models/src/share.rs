@@ -14,8 +14,14 @@ use accel_backends::weights::{self, TensorIndex, TensorInfo};
 use crate::ModelError;
 use crate::arch::{self, Description};
 use crate::layers::mlp::Mlp;
+use crate::rules::stacked::slice_of;
 use crate::rules::{Loader, Rules};
 use crate::spec::{FfnSpec, MoeSpec, Spec, StackSpec};
+
+/// What the names of a layer's experts begin with, before their numbers.
+const EXPERTS: &str = "moe.experts.";
+/// The same where a tensor has all of them, and their number is left out.
+const ALL_EXPERTS: &str = "moe.experts..";
 
 /// A part of a model: what one machine may have while another has the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -148,7 +154,7 @@ impl Stacks {
                 ["embed", "positions", "types", "final_norm", "head."].iter().any(|begins| name.starts_with(begins));
             return if ends { Part::Ends } else { Part::Common };
         };
-        match rest.strip_prefix("moe.experts.").and_then(numbered) {
+        match rest.strip_prefix(EXPERTS).and_then(numbered) {
             Some((expert, _)) => Part::Expert(first + layer, expert),
             None => Part::Layer(first + layer),
         }
@@ -156,8 +162,15 @@ impl Stacks {
 
     /// The parts that have bytes of a tensor of the file, and which.
     pub(crate) fn parts(&self, rules: &Rules, tensor: &TensorInfo) -> Vec<(Part, Extent)> {
-        let extent = Extent { file: tensor.file.clone(), offset: tensor.offset, bytes: tensor.bytes };
-        vec![(self.part(&rules.name_in_model(&tensor.name)), extent)]
+        let extent = |of: &TensorInfo| Extent { file: of.file.clone(), offset: of.offset, bytes: of.bytes };
+        let name = rules.name_in_model(&tensor.name);
+        let Some((before, after)) = name.split_once(ALL_EXPERTS) else {
+            return vec![(self.part(&name), extent(tensor))];
+        };
+        let slices =
+            (0..).map_while(|number| Some((number, slice_of(tensor, number).filter(|slice| slice.bytes > 0)?)));
+        let part = |number: usize| self.part(&format!("{before}{EXPERTS}{number}.{after}"));
+        slices.map(|(number, slice)| (part(number), extent(&slice))).collect()
     }
 }
 

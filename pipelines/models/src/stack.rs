@@ -383,7 +383,7 @@ impl Layer {
         match &self.ffn {
             Ffn::None => Ok(x.clone()),
             Ffn::Dense(mlp) => mlp.forward(x),
-            Ffn::Experts(moe) => moe.forward(x, pass.rows),
+            Ffn::Experts(moe) => moe.forward(x, pass.rows, pass.absent),
             Ffn::ChannelMix(mix) => mix.forward(x, pass.rows, state),
         }
     }

@@ -84,6 +84,18 @@ const FAULTS: &[Fault] = &[
         reason: "transformers cuts keys that left the window off the cache, and as many off the other end of the mask",
     },
     Fault {
+        model_types: &["gpt_oss"],
+        when: &[("sliding_window", |value| *value == 1)],
+        part: Part::Generation,
+        reason: "transformers keeps all keys of a layer that sees one token, where it generates, instead of none",
+    },
+    Fault {
+        model_types: &["nllb-moe"],
+        when: &[("tie_word_embeddings", |value| *value == false)],
+        part: Part::All,
+        reason: "transformers draws the tables of both stacks at random when it loads what it saved with one for both",
+    },
+    Fault {
         model_types: ROBERTA,
         when: &[("position_embedding_type", |value| *value == "absolute")],
         part: Part::Generation,

@@ -114,6 +114,15 @@ fn settings_that_are_not_supported_are_named() {
     );
     refused(changed(gemma, "layer_types", json!(["full_attention"])), &["layer_types", "3"]);
     refused(changed(gemma, "head_dim", json!(1 << 30)), &["head_dim", "65536"]);
+    let (gpt_oss, nllb) = ("gpt_oss__GptOssForCausalLM__a", "nllb-moe__NllbMoeForConditionalGeneration__a");
+    assert!(changed(gpt_oss, "swiglu_limit", json!(7.0)).is_ok());
+    refused(changed(gpt_oss, "swiglu_limit", json!(3.0)), &["swiglu_limit", "7.0"]);
+    refused(changed(gpt_oss, "num_local_experts", json!(6)), &["router", "6"]);
+    refused(changed(nllb, "second_expert_policy", json!("sampling")), &["second_expert_policy", "sampling"]);
+    refused(
+        changed(nllb, "moe_eval_capacity_token_fraction", json!(0.5)),
+        &["moe_eval_capacity_token_fraction", "0.5"],
+    );
     for factor in [1e30, 1.5, 0.0, -1.0] {
         let answer = changed("phi3__Phi3ForCausalLM__a", "partial_rotary_factor", json!(factor));
         refused(answer, &["partial_rotary_factor"]);

@@ -11,7 +11,11 @@ pub mod gemma3_text;
 mod gguf;
 pub mod gpt2;
 pub mod gpt_neox;
+pub mod gpt_oss;
 pub mod granite;
+pub mod granitemoe;
+pub mod granitemoehybrid;
+pub mod granitemoeshared;
 pub mod helium;
 pub mod jamba;
 pub mod llama;
@@ -39,7 +43,7 @@ use crate::ModelError;
 use crate::config::{Config, ConfigError};
 use crate::spec::{
     Activation, AttentionSpec, BiasSpec, DecoderSpec, EmbedSpec, FfnSpec, HeadSpec, LayerSpec, MixerSpec, MlpSpec,
-    NormSpec, NormsSpec, ResidualSpec, RopeScaling, RopeSpec, Spec, StackSpec, SummarySpec,
+    MoeSpec, NormSpec, NormsSpec, ResidualSpec, RopeScaling, RopeSpec, Spec, StackSpec, SummarySpec,
 };
 
 /// The parts of a decoder.
@@ -88,6 +92,20 @@ pub(super) fn sequential(norm: NormSpec, attention: AttentionSpec, mlp: MlpSpec)
         residual: ResidualSpec::Sequential,
         residual_scale: 1.0,
     }
+}
+
+/// The same decoder with experts in place of each feed-forward part, which tells what one of them is.
+fn with_experts(mut spec: Spec, moe: impl Fn(MlpSpec) -> MoeSpec) -> Spec {
+    let layers = match &mut spec {
+        Spec::Decoder(decoder) => decoder.stack.layers.as_mut_slice(),
+        _ => &mut [],
+    };
+    for layer in layers {
+        if let FfnSpec::Dense(mlp) = &layer.ffn {
+            layer.ffn = FfnSpec::Experts(Box::new(moe(mlp.clone())));
+        }
+    }
+    spec
 }
 
 /// Layers of one model; the deepest in use have some 130.

@@ -4,6 +4,7 @@ pub mod bart;
 pub mod blenderbot;
 pub mod marian;
 pub mod mvp;
+pub mod nllb_moe;
 pub mod pegasus;
 pub mod switch_transformers;
 pub mod t5;

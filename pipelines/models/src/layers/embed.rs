@@ -155,18 +155,25 @@ impl Embed {
     fn positions(&self, x: &Tensor, known: &[i64], rows: &[Row]) -> Result<Option<Tensor>, TensorError> {
         let counted = || rows.iter().flat_map(|row| row.past..row.past + row.len);
         let engine = x.engine();
+        let places = |first: usize, padding: Option<i64>| -> Vec<i64> {
+            match padding {
+                None => counted().map(|position| (position + first) as i64).collect(),
+                Some(padding) => places_without_padding(known, rows, first as i64, padding),
+            }
+        };
         match (&self.spec.positions, &self.positions) {
             (PositionSpec::Learned { first, padding, .. }, Some(table)) => {
-                let places: Vec<i64> = match padding {
-                    None => counted().map(|position| (position + first) as i64).collect(),
-                    Some(padding) => places_without_padding(known, rows, *first as i64, *padding),
-                };
+                let places = places(*first, *padding);
                 let dims = [places.len()];
                 table.embedding(&Tensor::whole(engine, places, &dims)?).map(Some)
             }
-            (PositionSpec::Sinusoids { first, layout }, _) => {
+            (PositionSpec::Sinusoids { first, padding, layout }, _) => {
                 let width = self.spec.width;
-                let waves: Vec<f32> = counted().flat_map(|at| sinusoids(at + first, width, *layout)).collect();
+                let wave = |place: i64| match usize::try_from(place) {
+                    Ok(place) if place >= *first => sinusoids(place, width, *layout),
+                    _ => vec![0.0; width],
+                };
+                let waves: Vec<f32> = places(*first, *padding).into_iter().flat_map(wave).collect();
                 Tensor::new(engine, waves, &[known.len(), width]).map(Some)
             }
             _ => Ok(None),

@@ -11,6 +11,7 @@ use crate::spec::{Activation, MlpSpec};
 pub struct Mlp {
     name: String,
     activation: Activation,
+    limit: Option<f32>,
     gate: Option<Linear>,
     up: Linear,
     down: Linear,
@@ -33,7 +34,7 @@ impl Mlp {
             (gate, loader.linear(&at("up"), inner, hidden, bias)?)
         };
         let down = loader.linear(&at("down"), hidden, inner, bias)?;
-        Ok(Self { name: loader.name(name), activation: spec.activation, gate, up, down })
+        Ok(Self { name: loader.name(name), activation: spec.activation, limit: spec.limit, gate, up, down })
     }
 
     /// x: `[.., hidden]` to the same shape.
@@ -45,7 +46,7 @@ impl Mlp {
         let run = || match &self.gate {
             Some(gate) => {
                 let [gate, up] = x.linears([gate, &self.up])?;
-                gate.gated(self.activation, &up)?.linear(&self.down)
+                gate.gated_within(self.limit, self.activation, &up)?.linear(&self.down)
             }
             None => x.linear(&self.up)?.activate(self.activation)?.linear(&self.down),
         };

@@ -66,6 +66,7 @@ impl LocalExperts {
             activation: spec.expert.activation,
             gated: spec.expert.gated,
             bias: spec.expert.bias,
+            limit: spec.expert.limit,
         };
         Ok(Self { name: loader.name(name), op, tensors })
     }
@@ -124,14 +125,17 @@ impl Moe {
         self.experts = experts;
     }
 
-    /// x: `[tokens, hidden]` to the same shape.
+    /// x: `[tokens, hidden]` to the same shape; absent: of each row which positions are padding.
     ///
     /// # Errors
     ///
     /// When the shape does not fit, or an expert cannot be had.
-    pub fn forward(&self, x: &Tensor, rows: &[Row]) -> Result<Tensor, ModelError> {
+    pub fn forward(&self, x: &Tensor, rows: &[Row], absent: &[Vec<bool>]) -> Result<Tensor, ModelError> {
         let at = || ModelError::at(&self.name);
-        let (weights, places) = self.router.choose(x, rows).map_err(at())?;
+        let (mut weights, places) = self.router.choose(x, rows).map_err(at())?;
+        if self.router.spec.skips_padding {
+            weights = without_padding(&weights, rows, absent).map_err(at())?;
+        }
         let parts = self.experts.forward(self.layer, x, &places)?;
         let mut sum: Option<Tensor> = None;
         for choice in 0..weights.dims()[1] {
@@ -236,4 +240,18 @@ impl Router {
         }
         Tensor::concat(&parts, 0)
     }
+}
+
+/// Weights `[tokens, chosen]` with those of padding put to 0.
+fn without_padding(weights: &Tensor, rows: &[Row], absent: &[Vec<bool>]) -> Result<Tensor, TensorError> {
+    let is_token = |absent: &[bool], position: usize| f32::from(u8::from(absent.get(position) != Some(&true)));
+    let of_row = |(row, absent): (&Row, &Vec<bool>)| {
+        (row.past..row.past + row.len).map(|position| is_token(absent, position)).collect::<Vec<_>>()
+    };
+    let tokens: Vec<f32> = rows.iter().zip(absent).flat_map(of_row).collect();
+    if !tokens.contains(&0.0) {
+        return Ok(weights.clone());
+    }
+    let dims = [tokens.len(), 1];
+    weights.mul(&Tensor::new(weights.engine(), tokens, &dims)?)
 }

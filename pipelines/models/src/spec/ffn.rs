@@ -28,17 +28,19 @@ pub struct MlpSpec {
     pub bias: bool,
     /// Whether gate and up lie in one tensor, one after the other.
     pub joined: bool,
+    /// The gate is at most this, and the other is within it either way and has 1 added.
+    pub limit: Option<f32>,
 }
 
 impl MlpSpec {
     /// A gated one.
     pub fn gated(inner: usize, activation: Activation) -> Self {
-        Self { inner, activation, gated: true, bias: false, joined: false }
+        Self { inner, activation, gated: true, bias: false, joined: false, limit: None }
     }
 
     /// One without gate, with biases.
     pub fn plain(inner: usize, activation: Activation) -> Self {
-        Self { inner, activation, gated: false, bias: true, joined: false }
+        Self { inner, activation, gated: false, bias: true, joined: false, limit: None }
     }
 }
 
@@ -83,6 +85,8 @@ pub struct RouterSpec {
     pub groups: Option<RouterGroups>,
     /// Of each sequence an expert takes so many tokens at most; others go through none.
     pub capacity: Option<usize>,
+    /// Whether padding goes through none.
+    pub skips_padding: bool,
 }
 
 impl RouterSpec {
@@ -97,6 +101,7 @@ impl RouterSpec {
             correction: false,
             groups: None,
             capacity: None,
+            skips_padding: false,
         }
     }
 }

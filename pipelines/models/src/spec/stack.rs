@@ -118,6 +118,8 @@ pub enum PositionSpec {
     Sinusoids {
         /// The first position's number.
         first: usize,
+        /// The id of padding, where positions count only tokens that are none, and nothing is added to padding.
+        padding: Option<i64>,
         /// Whether the slowest wave has the whole period of 10,000, or the step before it.
         layout: SinusoidLayout,
     },

@@ -32,7 +32,7 @@ fn spec(config: &Config, kind: HeadKind) -> Result<Spec, ModelError> {
         norms_first: true,
         embed_norm: false,
         context: 1024,
-        positions: |_| PositionSpec::Sinusoids { first: 0, layout: SinusoidLayout::HalvesEven },
+        positions: |_| PositionSpec::Sinusoids { first: 0, padding: None, layout: SinusoidLayout::HalvesEven },
     };
     bart::like_bart(config, kind, &layout)
 }
