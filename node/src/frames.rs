@@ -1,5 +1,7 @@
 //! Values on a stream with one peer, each in a frame.
 
+use std::time::Duration;
+
 use accel_protocol::frame::{self, PREFIX_BYTES};
 use futures::io::{ReadHalf, WriteHalf};
 use futures::{AsyncReadExt, AsyncWriteExt};
@@ -72,18 +74,48 @@ impl FrameReader {
     /// # Errors
     /// When the frame is too large, malformed or cut off.
     pub async fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<T>, SwarmError> {
+        match self.begin().await? {
+            Some(begun) => self.rest(begun).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The same from a peer that has to begin a frame within `idle`, and to end it within `whole`.
+    ///
+    /// # Errors
+    /// When it does not, and as `receive`.
+    pub async fn receive_within<T: DeserializeOwned>(
+        &mut self,
+        idle: Duration,
+        whole: Duration,
+    ) -> Result<Option<T>, SwarmError> {
+        let peer = self.peer;
+        let silent = |within| move |_| SwarmError::Silent { peer, within };
+        match tokio::time::timeout(idle, self.begin()).await.map_err(silent(idle))?? {
+            Some(begun) => tokio::time::timeout(whole, self.rest(begun)).await.map_err(silent(whole))?.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The first bytes of a frame, and how many there are.
+    async fn begin(&mut self) -> Result<Option<([u8; PREFIX_BYTES], usize)>, SwarmError> {
         let peer = self.peer;
         let mut prefix = [0; PREFIX_BYTES];
         let first = self.stream.read(&mut prefix).await.map_err(|source| SwarmError::Stream { peer, source })?;
-        if first == 0 {
-            return Ok(None);
-        }
+        Ok((first > 0).then_some((prefix, first)))
+    }
+
+    async fn rest<T: DeserializeOwned>(
+        &mut self,
+        (mut prefix, first): ([u8; PREFIX_BYTES], usize),
+    ) -> Result<T, SwarmError> {
+        let peer = self.peer;
         let broken = |source| SwarmError::Stream { peer, source };
         self.stream.read_exact(&mut prefix[first..]).await.map_err(broken)?;
         let length = frame::body_length(prefix).map_err(|source| SwarmError::Frame { peer, source })?;
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body).await.map_err(broken)?;
-        frame::decode(&body).map(Some).map_err(|source| SwarmError::Frame { peer, source })
+        frame::decode(&body).map_err(|source| SwarmError::Frame { peer, source })
     }
 }
 

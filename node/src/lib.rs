@@ -22,7 +22,7 @@ pub mod process;
 mod records;
 mod scheduler;
 mod serve;
-mod shares;
+pub mod shares;
 pub mod store;
 pub mod swarm;
 

@@ -6,10 +6,12 @@
 mod coordinator;
 mod experts;
 mod holder;
+mod keeper;
 mod link;
-mod plan;
+pub mod plan;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use accel_backends::files::{Extent, ModelFiles};
 use accel_models::share::{Part, Share};
@@ -24,6 +26,8 @@ pub use coordinator::{Coordinator, Known};
 pub use holder::Holder;
 pub use plan::{Member, PROMPT_TOKENS, Plan, Prediction, Split, Way, Wish};
 
+/// How long those who were found to have a model are asked without another look.
+const FRESH: Duration = Duration::from_secs(600);
 /// A file beside the weights that is larger is none that a model is told by.
 const SMALL_FILE_BYTES: u64 = 64 << 20;
 
@@ -47,12 +51,14 @@ pub struct Fetch {
     model: ModelRef,
     /// A peer that may have them, whatever it says of itself.
     from: Option<PeerId>,
+    /// Who was found to have them, and when: a lookup takes longer than an expert does.
+    found: Arc<Mutex<Option<(Instant, Vec<PeerId>)>>>,
 }
 
 impl Fetcher {
     /// Fetches parts of a model.
     pub fn of(&self, model: &ModelRef) -> Fetch {
-        Fetch { fetcher: self.clone(), model: model.clone(), from: None }
+        Fetch { fetcher: self.clone(), model: model.clone(), from: None, found: Arc::default() }
     }
 }
 
@@ -72,7 +78,7 @@ impl Fetch {
             let words = format!("{model}: a model inside of a larger directory cannot be spread over peers");
             return Err(JobError::new(ErrorCode::Unsupported, words));
         }
-        let mut providers = self.fetcher.swarm.providers(model).await;
+        let mut providers = self.providers().await;
         providers.extend(self.from.filter(|from| !providers.contains(from)));
         let options = FetchOptions { providers, ..self.fetcher.options.clone() };
         let choose = |files: &BlockFiles| {
@@ -93,6 +99,20 @@ impl Fetch {
         };
         let fetch = self.fetcher.store.fetch_parts(&model.cid, options, choose, progress);
         fetch.await
+    }
+
+    /// Who has the model, as was found a short while ago or is found now.
+    async fn providers(&self) -> Vec<PeerId> {
+        let known = |found: &Option<(Instant, Vec<PeerId>)>| {
+            let (when, providers) = found.as_ref()?;
+            (when.elapsed() < FRESH && !providers.is_empty()).then(|| providers.clone())
+        };
+        if let Some(providers) = known(&self.found.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return providers;
+        }
+        let providers = self.fetcher.swarm.providers(&self.model).await;
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), providers.clone()));
+        providers
     }
 
     /// The same, for a thread that computes.

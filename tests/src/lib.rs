@@ -4,6 +4,7 @@
 
 pub mod cluster;
 pub mod command;
+pub mod distance;
 pub mod failover;
 pub mod fetch;
 pub mod foreign;

@@ -1,13 +1,14 @@
 //! Models over several nodes: what is asked of them, what they answer, and what happened meanwhile.
 
-use std::path::Path;
+use std::time::Duration;
 
-use accel_node::api::{JobBody, PlanBody, PlanView, Split, SpreadView, WayView};
+use accel_node::api::{JobBody, MemberView, PlanBody, PlanView, Split, SpreadView, WayView};
 use accel_node::process::NodeProcess;
 use accel_protocol::{Generation, Input, JobEvent, ModelRef, Task, TaskOptions, Usage};
 use anyhow::{Context, Result, ensure};
 
-use crate::cluster::{Cluster, events, eventually, import, text, tokens};
+use crate::cluster::{Cluster, events, eventually, import, tcp, text, tokens};
+use crate::distance::Distance;
 use crate::seeded::{Kind, Size, prompt};
 
 /// A swarm of nodes that compute with one thread each, and one that only has the model.
@@ -44,9 +45,13 @@ impl Answer {
         (&self.tokens, &self.text, &self.logprobs) == (&other.tokens, &other.text, &other.logprobs)
     }
 
-    /// Tokens a second once it had begun.
+    /// Tokens a second: once it had begun where its tokens are told one by one, and otherwise from the question on.
     pub fn tokens_per_second(&self) -> f64 {
-        f64::from(self.usage.completion_tokens.saturating_sub(1)) / self.usage.decode_ms * 1e3
+        let tokens = f64::from(self.usage.completion_tokens);
+        match self.logprobs.is_empty() {
+            false => (tokens - 1.0) / self.usage.decode_ms * 1e3,
+            true => tokens / (self.usage.prefill_ms + self.usage.decode_ms) * 1e3,
+        }
     }
 }
 
@@ -67,6 +72,47 @@ impl Swarm {
             swarm.start_node().await?;
         }
         Ok(swarm)
+    }
+
+    /// Writes a model and starts a node, and others at a distance from it, which it knows by no other way.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub async fn start_apart(kind: Kind, size: Size, round_trips: &[Duration]) -> Result<(Self, Vec<Distance>)> {
+        let mut swarm = Self::start(kind, size, 0).await?;
+        let own = swarm.start_alone().await?;
+        let mut distances = Vec::new();
+        for round_trip in round_trips {
+            let node = swarm.start_alone().await?;
+            let direct = tcp(&node)?;
+            let port = direct.split('/').nth(4).and_then(|port| port.parse::<u16>().ok()).context("no port")?;
+            let distance = Distance::to(([127, 0, 0, 1], port).into(), *round_trip)?;
+            // Nodes that are connected look for no other way.
+            let far = format!("/ip4/127.0.0.1/tcp/{}/p2p/{}", distance.address().port(), node.peer());
+            own.api().connect(&far).await?;
+            distances.push(distance);
+            swarm.nodes.push(node);
+        }
+        swarm.nodes.insert(0, own);
+        for node in &swarm.nodes {
+            node.api().connect(tcp(&swarm.provider)?).await?;
+        }
+        let expected = round_trips.len();
+        eventually("the first node knows the others and how far away they are", async || {
+            let peers = swarm.nodes[0].api().peers().await?;
+            let provider = swarm.provider.peer();
+            let others = peers.iter().filter(|peer| peer.advert.is_some() && peer.round_trip_ms.is_some());
+            Ok(others.filter(|peer| peer.connected && peer.peer != provider).count() >= expected)
+        })
+        .await?;
+        Ok((swarm, distances))
+    }
+
+    async fn start_alone(&mut self) -> Result<NodeProcess> {
+        self.started += 1;
+        let mut settings = self.cluster.settings(&format!("node-{}", self.started), true, &[]);
+        settings.arguments = vec!["--threads".to_owned(), "1".to_owned()];
+        Ok(NodeProcess::start(&settings).await?)
     }
 
     /// Starts one more node, which waits until all know each other.
@@ -156,12 +202,19 @@ impl Swarm {
         all.into_iter().next().context("no model is spread")
     }
 
-    /// Bytes of blocks of a node.
+    /// Bytes of blocks of a node that takes part.
     ///
     /// # Errors
     /// When it does not answer.
-    pub async fn stored_bytes(&self, node: usize) -> Result<u64> {
-        Ok(self.nodes[node].api().node().await?.used_bytes)
+    pub async fn stored_bytes(&self, member: &MemberView) -> Result<u64> {
+        let is_it = |node: &&NodeProcess| member.peer.as_deref().is_none_or(|peer| node.peer() == peer);
+        let node = self.nodes.iter().find(is_it).context("a node that is not ours takes part")?;
+        Ok(node.api().node().await?.used_bytes)
+    }
+
+    /// What the nodes run in.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
     }
 
     /// A directory for scratch files.
@@ -197,17 +250,4 @@ pub fn answer(events: &[JobEvent]) -> Result<Answer> {
     });
     let logprobs = logprobs.flatten().map(|(id, _, logprob)| (*id, logprob.to_bits())).collect();
     Ok(Answer { tokens: tokens(events), text: text(events), logprobs, usage })
-}
-
-/// Bytes of all files under a directory.
-///
-/// # Errors
-/// When it cannot be read.
-pub fn bytes_under(directory: &Path) -> Result<u64> {
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        bytes += if entry.file_type()?.is_dir() { bytes_under(&entry.path())? } else { entry.metadata()?.len() };
-    }
-    Ok(bytes)
 }

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use accel_node::peers::unix_ms;
 use accel_node::process::NodeProcess;
-use accel_protocol::limits::{ADVERT_BYTES, ADVERT_LIFE_MS, FRAME_BYTES, STREAMS_PER_PEER};
+use accel_protocol::limits::{ADVERT_BYTES, ADVERT_LIFE_MS, FRAME_BYTES, SHARE_EXPERTS, STREAMS_PER_PEER};
 use accel_protocol::message::{ADVERTS_TOPIC, JOBS_PROTOCOL, OUTPUT_PROTOCOL};
+use accel_protocol::share::EXPERTS_PROTOCOL;
 use accel_protocol::{
-    Advert, Arithmetic, ErrorCode, EventRecord, Generation, Input, JobEvent, JobId, JobRequest, JobResponse, JobSpec,
-    Load, ModelRef, OutputRequest, Task, TaskOptions, frame,
+    Advert, Arithmetic, ErrorCode, EventRecord, ExpertAsk, ExpertRequest, Floats, Generation, Input, JobEvent, JobId,
+    JobRequest, JobResponse, JobSpec, LayerExperts, Load, ModelRef, OutputRequest, ShareAnswer, ShareReply, Task,
+    TaskOptions, frame,
 };
 use accel_tests::cluster::{Cluster, events, import, model_file, question, text};
 use anyhow::{Context, Result, bail, ensure};
@@ -146,6 +148,7 @@ async fn frames_that_break_the_rules_cost_one_stream_and_nobody_else_notices() -
     let cid = model.cid.to_bytes();
     let want = [&[cid.len() as u8][..], &cid].concat();
     let closed = |protocol, bytes| stranger.say(protocol, bytes, Then::Close);
+    let (silence, close) = (Then::Silence, Then::Close);
 
     // A request that can be read to its end is answered with what is wrong with it.
     for (bytes, word) in [(&huge[..100], "malformed"), (half, "malformed"), (&leftover, "left over")] {
@@ -165,10 +168,30 @@ async fn frames_that_break_the_rules_cost_one_stream_and_nobody_else_notices() -
     let block = closed(BLOCKS_PROTOCOL, &want).await?;
     ensure!(block.len() > 4 && block[..4] == ((block.len() - 4) as u32).to_be_bytes(), "{} bytes", block.len());
 
+    // So is who asks for experts that are not held, or asks for what cannot be.
+    let cannot = [
+        ExpertAsk::Forward { holding: 3, layer: 0, places: vec![(0, 0)], rows: Floats(vec![1.0]) },
+        ExpertAsk::Hold { holding: 3, model: model.clone(), experts: Vec::new() },
+        ExpertAsk::Hold { holding: 3, model: model.clone(), experts: layers(1, SHARE_EXPERTS as u32 + 1) },
+        ExpertAsk::Hold { holding: 3, model: model.clone(), experts: layers(2, 1) },
+    ];
+    for ask in cannot {
+        let asked = format!("{ask:?}");
+        let answer = stranger.say(EXPERTS_PROTOCOL, &frame::frame(&ExpertRequest { id: 5, ask })?, silence).await?;
+        let reply: ShareReply = frame::decode(answer.get(frame::PREFIX_BYTES..).context("no answer")?)?;
+        let ShareReply { id: 5, answer: ShareAnswer::Failed(error) } = reply else { bail!("{asked:.60}: {reply:?}") };
+        assert_eq!(error.code, ErrorCode::InvalidRequest, "{asked:.60}: {error}");
+    }
+
     // All else ends the stream without a word: at once where the bytes say enough, and where they stop in the middle
     // after a while. In that while, others are served.
-    let (silence, close) = (Then::Silence, Then::Close);
-    let cases: [(&'static str, Vec<u8>, Then); 14] = [
+    let echo = frame::frame(&ExpertRequest { id: 1, ask: ExpertAsk::Echo(Floats(vec![1.0; 64])) })?;
+    let cases: [(&'static str, Vec<u8>, Then); 19] = [
+        (EXPERTS_PROTOCOL, echo[..echo.len() / 2].to_vec(), close),
+        (EXPERTS_PROTOCOL, echo[..echo.len() / 2].to_vec(), silence),
+        (EXPERTS_PROTOCOL, Vec::new(), silence),
+        (EXPERTS_PROTOCOL, announced(u32::MAX, &[]), silence),
+        (EXPERTS_PROTOCOL, announced(4, &huge[..4]), silence),
         (JOBS_PROTOCOL, Vec::new(), close),
         (JOBS_PROTOCOL, huge.clone(), close),
         (JOBS_PROTOCOL, half.to_vec(), silence),
@@ -273,6 +296,11 @@ async fn a_peer_can_neither_reach_anothers_job_nor_take_its_places() -> Result<(
         node.stop().await?;
     }
     Ok(())
+}
+
+/// So many layers, with so many experts each.
+fn layers(layers: u32, experts: u32) -> Vec<LayerExperts> {
+    (0..layers).map(|layer| LayerExperts { layer, experts: (0..experts).collect() }).collect()
 }
 
 /// A protobuf field of bytes.

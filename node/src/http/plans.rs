@@ -88,7 +88,7 @@ pub(super) async fn spread(State(shared): State<Shared>) -> Json<Vec<SpreadView>
         });
         SpreadView {
             model: model.to_string(),
-            experts_here: spread.here(),
+            experts_here: spread.here().len(),
             borrowed: counts.borrowed.load(Ordering::Relaxed),
             rounds: counts.rounds.load(Ordering::Relaxed),
             repeats: counts.repeats.load(Ordering::Relaxed),

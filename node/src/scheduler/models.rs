@@ -172,7 +172,7 @@ impl Models {
                 let wish = self.shared.coordinator.wished(model);
                 let plan = self.shared.coordinator.plan(model, &known, &wish, self.idle_bytes()).await?;
                 if plan.way().is_none_or(|way| way.split != Split::Solo) {
-                    return self.load_spread(model, plan, progress).await;
+                    return self.load_spread(model, *known, plan, progress).await;
                 }
                 tracing::info!(%model, why = plan.why, "a model runs on this machine alone");
                 fetch(options, false).await?
@@ -206,13 +206,14 @@ impl Models {
     async fn load_spread(
         &self,
         model: &ModelRef,
+        known: Known,
         plan: Plan,
         progress: &watch::Sender<Option<JobEvent>>,
     ) -> Result<Arc<Worker>, JobError> {
         tracing::info!(%model, why = plan.why, "a model is spread over several machines");
         let own = plan.way().and_then(|way| way.members.first()).map_or(0, |own| own.bytes);
         let memory = self.make_room(own)?;
-        let pipeline = self.shared.coordinator.load(model, &plan, progress).await?;
+        let pipeline = self.shared.coordinator.load(model, known, &plan, progress).await?;
         start(model, pipeline, memory)
     }
 

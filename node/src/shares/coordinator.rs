@@ -22,9 +22,10 @@ use libp2p::PeerId;
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::Fetcher;
-use super::experts::{self, Place, Remote, Spread};
+use super::experts::{Place, Remote, Spread};
+use super::keeper;
 use super::link::Link;
-use super::plan::{self, Costs, Machine, Member, Plan, Split, Wish};
+use super::plan::{self, Costs, Machine, Plan, Split, Wish};
 use crate::memory::Memory;
 use crate::store::{BlockFiles, FetchOptions, FetchProgress};
 
@@ -224,7 +225,7 @@ impl Coordinator {
     }
 
     /// The peers that offer to share a model.
-    async fn others(&self, model: &ModelRef, known: &Known, wish: &Wish) -> Vec<Machine> {
+    pub(super) async fn others(&self, model: &ModelRef, known: &Known, wish: &Wish) -> Vec<Machine> {
         let peers = self.shared.fetch.swarm.peers().all().into_iter();
         let own = accel_pipelines::arithmetic();
         let mut able: Vec<_> = peers
@@ -264,7 +265,7 @@ impl Coordinator {
             return Err("it offers no pace".to_owned());
         }
         let link = self.link(peer).await?;
-        let (round_trip, bandwidth) = way(&link, known.costs.hidden()).await?;
+        let (round_trip, bandwidth) = way(&link, known.costs.hidden).await?;
         let places = |of: &LayerExperts| {
             let layer = of.layer as usize;
             of.experts.iter().map(move |&expert| (layer, expert as usize)).collect::<Vec<_>>()
@@ -303,6 +304,7 @@ impl Coordinator {
     pub async fn load(
         &self,
         model: &ModelRef,
+        known: Known,
         plan: &Plan,
         progress: &watch::Sender<Option<JobEvent>>,
     ) -> Result<Box<dyn Pipeline>, JobError> {
@@ -323,15 +325,30 @@ impl Coordinator {
             },
         );
         let elsewhere = async {
-            let asked = others.iter().filter(|member| !member.share.experts.is_empty());
-            let asked: FuturesUnordered<_> = asked.map(|member| self.hold(model, member)).collect();
+            let asked = others.iter().filter_map(|member| Some((member.peer?, &member.share)));
+            let asked = asked.filter(|(_, share)| !share.experts.is_empty());
+            let asked: FuturesUnordered<_> = asked.map(|(peer, share)| self.hold(model, peer, share)).collect();
             asked.collect::<Vec<_>>().await
         };
         let (here, held) = tokio::join!(here, elsewhere);
         here?;
-        let remotes = held.into_iter().collect::<Result<Vec<_>, JobError>>()?;
-        let files = shared.fetch.store.open(&model.cid, None).await?;
         let trouble = Arc::new(Notify::new());
+        let (mut remotes, mut lost) = (Vec::new(), None);
+        for held in held {
+            match held {
+                Ok(held) => remotes.push(held),
+                Err(error) => {
+                    tracing::warn!(%model, %error, "a peer does not hold its experts; others are to");
+                    trouble.notify_one();
+                    lost = Some(error);
+                }
+            }
+        }
+        // Where nobody does as was planned, the plan is worth nothing.
+        if let (true, Some(error)) = (remotes.is_empty(), lost) {
+            return Err(error);
+        }
+        let files = shared.fetch.store.open(&model.cid, None).await?;
         let (options, memory, share, notify) =
             (shared.options, shared.memory.clone(), own.share.clone(), trouble.clone());
         let load = tokio::task::spawn_blocking(move || -> Result<_, JobError> {
@@ -349,17 +366,24 @@ impl Coordinator {
         let mut all = lock(&shared.running);
         all.retain(|_, spread| spread.strong_count() > 0);
         all.insert(model.clone(), Arc::downgrade(&spread));
+        drop(all);
+        let keep = keeper::keep(self.clone(), model.clone(), Arc::new(known), Arc::downgrade(&spread), trouble);
+        shared.fetch.runtime.spawn(keep);
         Ok(pipeline)
     }
 
     /// Has a peer hold its share.
-    async fn hold(&self, model: &ModelRef, member: &Member) -> Result<(Arc<Remote>, Vec<Place>), JobError> {
-        let peer = member.peer.ok_or_else(|| JobError::new(ErrorCode::Internal, "this node is not to be asked"))?;
+    pub(super) async fn hold(
+        &self,
+        model: &ModelRef,
+        peer: PeerId,
+        share: &Share,
+    ) -> Result<(Arc<Remote>, Vec<Place>), JobError> {
         let lost = |reason: String| JobError::new(ErrorCode::WorkerLost, format!("peer {peer}: {reason}"));
         let link = self.link(peer).await.map_err(lost)?;
         let holding = self.shared.holdings.fetch_add(1, Ordering::Relaxed);
         let mut of_layer: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-        for &(layer, expert) in &member.share.experts {
+        for &(layer, expert) in &share.experts {
             of_layer.entry(layer as u32).or_default().push(expert as u32);
         }
         let experts = of_layer.into_iter().map(|(layer, experts)| LayerExperts { layer, experts }).collect();
@@ -373,9 +397,8 @@ impl Coordinator {
             Err(reason) => return Err(lost(reason)),
         }
         let (round_trip, _) = way(&link, 1).await.map_err(lost)?;
-        let pace = experts::Pace { transport: round_trip, row: 0.0, late: 0 };
-        let remote = Remote::new(peer, link, holding, pace);
-        Ok((Arc::new(remote), member.share.experts.iter().copied().collect()))
+        let remote = Remote::new(peer, link, holding, round_trip);
+        Ok((Arc::new(remote), share.experts.iter().copied().collect()))
     }
 }
 
@@ -392,6 +415,11 @@ impl Known {
         let (elements, bytes) = dtype.block();
         let costs = Costs::of(&parts.description().spec, parts.anatomy(), bytes as f64 / elements as f64);
         Ok(Self { costs, dtype })
+    }
+
+    /// What it costs.
+    pub fn costs(&self) -> &Costs {
+        &self.costs
     }
 
     /// Whether it has parts that others could work out.

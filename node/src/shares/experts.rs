@@ -16,7 +16,7 @@ use accel_models::layers::mlp::Mlp;
 use accel_models::layers::moe::Experts;
 use accel_models::share::{Part, Parts, Share};
 use accel_protocol::limits::share_rows;
-use accel_protocol::{ExpertAsk, Floats, ShareAnswer};
+use accel_protocol::{ErrorCode, ExpertAsk, Floats, JobError, ShareAnswer};
 use libp2p::PeerId;
 use tokio::sync::Notify;
 
@@ -30,6 +30,12 @@ const PATIENCE: f64 = 8.0;
 const LEAST_PATIENCE: Duration = Duration::from_millis(300);
 /// and no call gets more.
 const MOST_PATIENCE: Duration = Duration::from_secs(5);
+/// A peer that is late so often in a row is asked no more before it has answered.
+const LATE: u32 = 2;
+/// A peer is slow when the way to it takes so many times what it did,
+const SLOW: f64 = 5.0;
+/// and so much more.
+const SLOWER: Duration = Duration::from_millis(20);
 /// How much the newest call counts in a peer's pace.
 const NEWEST: f64 = 0.2;
 
@@ -43,6 +49,8 @@ pub struct Spread {
     memory: Memory,
     /// Those that belong here.
     here: RwLock<HashMap<Place, Arc<Mlp>>>,
+    /// Memory of those that were settled here later.
+    settled: Mutex<Vec<Reserved>>,
     /// Those of others that this node stands in for, the one used last at the end.
     borrowed: Mutex<VecDeque<Borrowed>>,
     /// Who else has an expert.
@@ -80,6 +88,8 @@ pub struct Remote {
     pub peer: PeerId,
     link: Arc<Link>,
     holding: u32,
+    /// Seconds of the way there and back when it began to hold them.
+    usual: f64,
     pace: Mutex<Pace>,
 }
 
@@ -103,13 +113,20 @@ pub struct Pace {
 
 impl Remote {
     /// A peer that holds experts under that name.
-    pub fn new(peer: PeerId, link: Arc<Link>, holding: u32, pace: Pace) -> Self {
-        Self { peer, link, holding, pace: Mutex::new(pace) }
+    pub fn new(peer: PeerId, link: Arc<Link>, holding: u32, usual: f64) -> Self {
+        let pace = Pace { transport: usual, row: 0.0, late: 0 };
+        Self { peer, link, holding, usual, pace: Mutex::new(pace) }
     }
 
     /// Whether it can be asked.
     pub fn is_open(&self) -> bool {
         self.link.is_open()
+    }
+
+    /// Whether it answers, and about as fast as it did at first.
+    pub fn is_well(&self) -> bool {
+        let pace = self.pace();
+        self.is_open() && pace.late < LATE && pace.transport < SLOW * self.usual + SLOWER.as_secs_f64()
     }
 
     /// How fast it answers.
@@ -214,6 +231,7 @@ impl Spread {
             fetch,
             memory,
             here: RwLock::default(),
+            settled: Mutex::default(),
             borrowed: Mutex::default(),
             routes: RwLock::default(),
             trouble,
@@ -235,6 +253,26 @@ impl Spread {
             let expert = Arc::new(self.parts.expert(place.0, place.1)?);
             self.here.write().unwrap_or_else(PoisonError::into_inner).insert(place, expert);
         }
+        Ok(())
+    }
+
+    /// Has experts of others belong here from now on, if there is memory for them.
+    ///
+    /// # Errors
+    /// When there is none, or they cannot be had.
+    pub async fn settle(self: &Arc<Self>, share: &Share) -> Result<(), JobError> {
+        let bytes = self.parts.anatomy().share_bytes(share);
+        let no_room = || {
+            let words = format!("{bytes} bytes of experts do not fit the memory that is left here (jobs.memory_bytes)");
+            JobError::new(ErrorCode::OutOfResources, words)
+        };
+        let memory = self.memory.reserve(bytes).ok_or_else(no_room)?;
+        self.fetch.share(share, |_| Ok(()), |_| {}).await?;
+        let (spread, share) = (self.clone(), share.clone());
+        let load = tokio::task::spawn_blocking(move || spread.load(share.experts.iter().copied()));
+        let broke_off = |error| JobError::new(ErrorCode::Internal, format!("loading experts broke off: {error}"));
+        load.await.map_err(broke_off)?.map_err(accel_pipelines::PipelineError::Model)?;
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
         Ok(())
     }
 
@@ -267,9 +305,9 @@ impl Spread {
         all
     }
 
-    /// How many experts are here because they belong here.
-    pub fn here(&self) -> usize {
-        self.here.read().unwrap_or_else(PoisonError::into_inner).len()
+    /// The experts that are here because they belong here.
+    pub fn here(&self) -> Vec<Place> {
+        self.here.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 
     /// An expert of this node, or one that it stands in for.
@@ -318,7 +356,9 @@ impl Spread {
         let mut assigned = Assigned::default();
         for (expert, slots) in of_expert {
             let remotes = routes.get(&(layer, expert)).filter(|_| !here.contains_key(&(layer, expert)));
-            let able = remotes.into_iter().flatten().filter(|remote| remote.is_open() && !avoid.contains(&remote.peer));
+            let able = remotes.into_iter().flatten();
+            let able =
+                able.filter(|remote| remote.is_open() && remote.pace().late < LATE && !avoid.contains(&remote.peer));
             let cost = |remote: &Arc<Remote>| remote.expected(assigned.rows(remote) + slots.len());
             match able.min_by(|a, b| cost(a).total_cmp(&cost(b))).cloned() {
                 Some(remote) => assigned.give(remote, slots),
@@ -378,6 +418,7 @@ impl Experts for Spread {
         let mut avoid = HashSet::new();
         while !open.is_empty() {
             let assigned = self.assign(layer, &open, &chosen, &avoid);
+            let ill = assigned.elsewhere.iter().any(|(remote, _)| !remote.is_well());
             let asked = !assigned.elsewhere.is_empty();
             let round = self.ask(layer, assigned.elsewhere, &chosen, (&rows, hidden));
             for (expert, slots) in assigned.here {
@@ -392,6 +433,8 @@ impl Experts for Spread {
             }
             if !open.is_empty() {
                 self.counts.repeats.fetch_add(1, Ordering::Relaxed);
+            }
+            if ill || !open.is_empty() {
                 self.trouble.notify_one();
             }
         }

@@ -34,6 +34,12 @@ use crate::swarm::SwarmError;
 
 /// Streams of all peers together.
 const STREAMS: usize = 64;
+/// A stream on which nothing is held, and nothing said, is closed.
+const IDLE: Duration = Duration::from_secs(10);
+/// On others a peer may be silent for a day: models rest at night.
+const AT_REST: Duration = Duration::from_secs(24 * 60 * 60);
+/// A request that has begun must be whole within this time.
+const HALF_A_REQUEST: Duration = Duration::from_secs(10);
 /// A peer that takes no answers for so long is let go.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -160,7 +166,10 @@ impl Holder {
         let places = Arc::new(Semaphore::new(SHARE_REQUESTS));
         let holdings = Holdings::default();
         let loads = TaskTracker::new();
-        while let Some(ExpertRequest { id, ask }) = reader.receive().await? {
+        loop {
+            let idle = if holdings.is_empty() && loads.is_empty() { IDLE } else { AT_REST };
+            let request = reader.receive_within(idle, HALF_A_REQUEST).await?;
+            let Some(ExpertRequest { id, ask }) = request else { return Ok(()) };
             let arrived = Instant::now();
             // A peer that sends faster than this node computes is read no further.
             let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };
@@ -193,14 +202,17 @@ impl Holder {
                         Err(error) => reply.send(ShareAnswer::Failed(error)).await,
                     }
                 }
-                ExpertAsk::Echo(rows) => reply.send(ShareAnswer::Rows { rows, micros: 0 }).await,
+                ExpertAsk::Echo(rows) => {
+                    // By way of another thread, as rows that are computed go.
+                    let echo = move || reply.send_blocking(ShareAnswer::Rows { rows, micros: 0 });
+                    drop(tokio::task::spawn_blocking(echo));
+                }
                 ExpertAsk::Release { holding } => {
                     holdings.remove(holding);
                     reply.send(ShareAnswer::Held { memory_bytes: 0, fetched_bytes: 0, here_bytes: 0 }).await;
                 }
             }
         }
-        Ok(())
     }
 
     /// Has experts in memory, fetched if need be.
@@ -322,6 +334,10 @@ impl Holdings {
             *holding = Holding { held, experts: HashMap::new() };
         }
         holding.experts.extend(experts);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.all().is_empty()
     }
 
     fn remove(&self, holding: u32) {

@@ -57,24 +57,31 @@ pub struct Machine {
 pub struct Costs {
     /// Bytes of everything.
     pub bytes: u64,
-    /// Bytes of what is before and after the layers, all of it.
-    ends: u64,
+    /// Bytes of what is before and after the layers.
+    pub ends: u64,
     /// Bytes of it that each token goes through.
-    head: u64,
-    layers: Vec<LayerCosts>,
-    /// Layers that only prompts go through.
-    prompt_only: usize,
-    hidden: usize,
+    pub head: u64,
+    /// The layers.
+    pub layers: Vec<LayerCosts>,
+    /// The first so many layers read prompts only: those of an encoder.
+    pub prompt_only: usize,
+    /// Numbers of a row.
+    pub hidden: usize,
     /// Bytes of an element of most weights.
-    element: f64,
+    pub element: f64,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-struct LayerCosts {
-    dense: u64,
-    experts: usize,
-    chosen: usize,
-    expert: u64,
+/// What a layer costs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerCosts {
+    /// Bytes without experts.
+    pub dense: u64,
+    /// How many experts.
+    pub experts: usize,
+    /// How many of them a token goes through.
+    pub chosen: usize,
+    /// Bytes of one.
+    pub expert: u64,
 }
 
 impl Costs {
@@ -126,9 +133,10 @@ impl Costs {
         self.experts() > 0
     }
 
-    /// Numbers of a row.
-    pub fn hidden(&self) -> usize {
-        self.hidden
+    /// All experts.
+    pub fn places(&self) -> impl Iterator<Item = Place> {
+        let layers = self.layers.iter().enumerate();
+        layers.flat_map(|(number, layer)| (0..layer.experts).map(move |expert| (number, expert)))
     }
 }
 
@@ -321,12 +329,7 @@ fn prediction(terms: Terms, prompt: f64) -> Prediction {
 }
 
 fn everything(costs: &Costs) -> Share {
-    let experts = costs.layers.iter().enumerate();
-    Share {
-        ends: true,
-        layers: (0..costs.layers.len()).collect(),
-        experts: experts.flat_map(|(layer, of)| (0..of.experts).map(move |expert| (layer, expert))).collect(),
-    }
+    Share { ends: true, layers: (0..costs.layers.len()).collect(), experts: costs.places().collect() }
 }
 
 fn fits(bytes: u64, machine: &Machine) -> Result<(), String> {
@@ -534,6 +537,27 @@ fn deal(costs: &Costs, holders: &[&Machine]) -> Result<Vec<Share>, String> {
         }
     }
     Ok(shares)
+}
+
+/// Deals some experts to machines that may have others already, and says which fit nobody's memory.
+pub fn deal_again(costs: &Costs, machines: &[Machine], share: &Share) -> (Vec<(PeerId, Share)>, Share) {
+    let mut dealt: BTreeMap<PeerId, (Share, u64)> = BTreeMap::new();
+    let mut left = Share::default();
+    for &place in &share.experts {
+        let bytes = costs.layers.get(place.0).map_or(0, |layer| layer.expert);
+        let taken = |peer: &PeerId| dealt.get(peer).map_or(0, |(_, taken)| *taken);
+        let able = machines.iter().filter_map(|machine| Some((machine, machine.peer?)));
+        let able = able.filter(|(machine, peer)| taken(peer) + bytes <= machine.memory_bytes);
+        match able.max_by_key(|(machine, _)| (machine.on_disk.contains(&place), rank(machine, place))) {
+            Some((_, peer)) => {
+                let (share, taken) = dealt.entry(peer).or_default();
+                share.insert(Part::Expert(place.0, place.1));
+                *taken += bytes;
+            }
+            None => left.insert(Part::Expert(place.0, place.1)),
+        }
+    }
+    (dealt.into_iter().map(|(peer, (share, _))| (peer, share)).collect(), left)
 }
 
 /// How much a machine is drawn to an expert: the same wherever and whenever it is asked.

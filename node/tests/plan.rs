@@ -1,0 +1,146 @@
+//! Who would do what of a model: what a plan must hold to whatever the machines are.
+
+use std::collections::BTreeSet;
+
+use accel_node::shares::plan::{Costs, LayerCosts, Machine, Plan, Split, Wish, plan};
+use libp2p::PeerId;
+use libp2p::identity::Keypair;
+
+const MB: u64 = 1_000_000;
+
+/// A mixture of 24 layers with 16 experts, of which a token goes through 4.
+fn mixture() -> Costs {
+    let layer = LayerCosts { dense: 5 * MB, experts: 16, chosen: 4, expert: 3 * MB };
+    let layers = vec![layer; 24];
+    let bytes = layers.iter().map(|layer| layer.dense + layer.experts as u64 * layer.expert).sum::<u64>() + 2 * MB;
+    Costs { bytes, ends: 2 * MB, head: MB, layers, prompt_only: 0, hidden: 1024, element: 2.0 }
+}
+
+/// A machine of its own with much memory, 10 GB/s, and half a millisecond away.
+fn machine(number: u8) -> Machine {
+    let keypair = Keypair::ed25519_from_bytes([number; 32]).expect("32 bytes are a key");
+    Machine {
+        peer: Some(PeerId::from(keypair.public())),
+        host: number.into(),
+        cores: 8,
+        threads: 1,
+        memory_bytes: 100_000 * MB,
+        disk_bytes: 100_000 * MB,
+        bytes_per_second: 1e10,
+        flops: 1e11,
+        round_trip: 5e-4,
+        bandwidth: 1e9,
+        on_disk: BTreeSet::new(),
+        whole: false,
+    }
+}
+
+fn own() -> Machine {
+    Machine { peer: None, round_trip: 0.0, ..machine(0) }
+}
+
+fn spread(machines: &[Machine]) -> Plan {
+    let wish = Wish {
+        split: Split::Experts,
+        peers: machines.iter().filter_map(|machine| machine.peer).collect(),
+        experts_elsewhere: true,
+    };
+    plan(&mixture(), machines, &wish)
+}
+
+/// Each expert's peer.
+fn owners(plan: &Plan) -> Vec<Option<PeerId>> {
+    let way = plan.way().expect("there is a way");
+    let owner = |place| way.members.iter().find(|member| member.share.experts.contains(&place)).and_then(|of| of.peer);
+    mixture().places().map(owner).collect()
+}
+
+fn moved(before: &[Option<PeerId>], after: &[Option<PeerId>]) -> usize {
+    before.iter().zip(after).filter(|(before, after)| before != after).count()
+}
+
+#[test]
+fn every_expert_has_one_place_and_layers_are_shared_evenly() {
+    let plan = spread(&[own(), machine(1), machine(2), machine(3)]);
+    let way = plan.way().expect("there is a way");
+    assert!(way.members[0].share.experts.is_empty(), "experts stay on the first node");
+    let all: usize = way.members.iter().map(|member| member.share.experts.len()).sum();
+    assert_eq!(all, 24 * 16);
+    assert!(owners(&plan).iter().all(Option::is_some), "an expert has no place");
+    for member in &way.members[1..] {
+        for layer in 0..24 {
+            let held = member.share.experts.range((layer, 0)..(layer + 1, 0)).count();
+            assert!((5..=6).contains(&held), "{held} experts of layer {layer}");
+        }
+    }
+}
+
+#[test]
+fn a_machine_that_comes_or_goes_moves_few_experts() {
+    let four = owners(&spread(&[own(), machine(1), machine(2), machine(3), machine(4)]));
+    let three = owners(&spread(&[own(), machine(1), machine(2), machine(3)]));
+    // A quarter has to move; that quotas of layers stay even costs some more.
+    let (least, share) = (24 * 16 / 4, 24 * 16);
+    let count = moved(&three, &four);
+    assert!((least..=2 * least).contains(&count), "{count} of {share} experts moved");
+    // Who is asked in what order says nothing.
+    let turned = owners(&spread(&[own(), machine(4), machine(2), machine(3), machine(1)]));
+    assert_eq!(moved(&four, &turned), 0);
+}
+
+#[test]
+fn what_is_on_disk_stays_where_it_is() {
+    let mut machines = [own(), machine(1), machine(2)];
+    let held: BTreeSet<_> = mixture().places().filter(|place| place.1 < 8).collect();
+    machines[2].on_disk = held.clone();
+    let plan = spread(&machines);
+    let way = plan.way().expect("there is a way");
+    let of_second = way.members.iter().find(|member| member.peer == machines[2].peer).expect("it takes part");
+    assert_eq!(of_second.share.experts, held);
+    assert_eq!(of_second.fetch_bytes, 0);
+}
+
+#[test]
+fn one_machine_is_taken_when_it_is_enough_and_faster() {
+    let far = |number| Machine { round_trip: 0.02, ..machine(number) };
+    let plan = plan(&mixture(), &[own(), far(1), far(2)], &Wish::default());
+    assert_eq!(plan.way().map(|way| way.split), Some(Split::Solo), "{}", plan.why);
+    assert!(plan.why.contains("enough"), "{}", plan.why);
+}
+
+#[test]
+fn several_are_taken_when_they_are_faster() {
+    let near = |number| Machine { round_trip: 1e-5, bandwidth: 1e11, ..machine(number) };
+    let plan = plan(&mixture(), &[own(), near(1), near(2), near(3)], &Wish::default());
+    assert_eq!(plan.way().map(|way| way.split), Some(Split::Experts), "{}", plan.why);
+}
+
+#[test]
+fn what_fits_no_memory_is_spread_or_said() {
+    let small = |number| Machine { memory_bytes: 600 * MB, ..machine(number) };
+    let own = Machine { memory_bytes: 200 * MB, ..own() };
+    let spread = plan(&mixture(), &[own.clone(), small(1), small(2)], &Wish::default());
+    let way = spread.way().expect("there is a way");
+    assert_eq!(way.split, Split::Experts);
+    for (member, room) in way.members.iter().zip([200, 600, 600]) {
+        assert!(member.bytes <= room * MB, "{} bytes", member.bytes);
+    }
+    let nobody = plan(&mixture(), &[own, small(1)], &Wish::default());
+    assert!(nobody.way().is_none() && nobody.why.contains("memory"), "{}", nobody.why);
+}
+
+#[test]
+fn a_prediction_is_the_sum_of_its_terms() {
+    let plan = spread(&[own(), machine(1), machine(2)]);
+    let outcome = plan.way().and_then(|way| way.outcome.clone().ok()).expect("it can be done");
+    let terms = outcome.terms;
+    // 24 round trips of half a millisecond, and 120 MB of layers at 10 GB/s.
+    assert!((terms.round_trips - 0.012).abs() < 0.001, "{terms:?}");
+    assert!((terms.trips - 24.0).abs() < 1e-9, "{terms:?}");
+    assert!((terms.here - 0.0121).abs() < 1e-4, "{terms:?}");
+    let seconds = terms.here + terms.elsewhere + terms.round_trips;
+    assert!((1.0 / outcome.tokens_per_second - seconds).abs() < 1e-12, "{outcome:?}");
+    // Two machines with two of the four experts of a token each, or three and one, or four.
+    let one = 3e6 / 1e10;
+    assert!(terms.elsewhere > 24.0 * 2.0 * one && terms.elsewhere < 24.0 * 3.0 * one, "{terms:?}");
+}

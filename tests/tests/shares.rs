@@ -1,0 +1,166 @@
+//! Models over several nodes: the same answers, each node with its own share, whatever happens to the others.
+
+use accel_node::api::{JobBody, Split, SpreadView};
+use accel_protocol::{EventRecord, JobEvent};
+use accel_tests::cluster::{Cluster, eventually, import, tokens};
+use accel_tests::command::CommandLine;
+use accel_tests::seeded::{Kind, Size};
+use accel_tests::shard::{Swarm, answer};
+use anyhow::{Context, Result, ensure};
+use futures::StreamExt;
+
+/// Directories, inner nodes, headers, the configuration and the tokenizer.
+const BESIDE: u64 = 128 << 10;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mixtures_over_several_nodes_answer_as_on_one_and_each_node_fetches_its_share() -> Result<()> {
+    for kind in Kind::ALL {
+        let swarm = Swarm::start(kind, Size::SMALL, 3).await?;
+        let body = swarm.body(24, 24, 3);
+        let (_, way) = swarm.plan(Split::Experts, 3, true).await?;
+        let spread = swarm.ask(&body).await?;
+        let mut of_others = 0;
+        for (node, member) in way.members.iter().enumerate() {
+            let stored = swarm.stored_bytes(member).await?;
+            let words = format!("{kind:?}: node {node} has {stored} bytes for a share of {}", member.bytes);
+            ensure!(stored >= member.bytes && stored <= member.bytes + BESIDE, "{words}");
+            ensure!((node == 0) == (member.experts == 0), "{words}");
+            of_others += if node == 0 { 0 } else { member.bytes };
+        }
+        // The prompt is read in one pass, and every token but the first takes another.
+        let SpreadView { rounds, repeats, borrowed, experts_here, .. } = swarm.spread().await?;
+        let encoder = if kind == Kind::Switch { kind.mixtures(Size::SMALL) as u64 } else { 0 };
+        assert_eq!(rounds, encoder + 24 * kind.mixtures(Size::SMALL) as u64, "{kind:?}");
+        assert_eq!((repeats, borrowed, experts_here), (0, 0, 0), "{kind:?}");
+
+        let (_, way) = swarm.plan(Split::Experts, 3, false).await?;
+        ensure!(way.members.iter().all(|member| member.experts > 0), "{kind:?}: {way:?}");
+        let shared = swarm.ask(&body).await?;
+        let (_, way) = swarm.plan(Split::Solo, 1, false).await?;
+        let alone = swarm.ask(&body).await?;
+        ensure!(alone.equals(&spread) && alone.equals(&shared), "{kind:?}: {alone:?} {spread:?} {shared:?}");
+        ensure!(alone.usage.completion_tokens == 24, "{kind:?}: {alone:?}");
+        ensure!(way.members[0].bytes > of_others && of_others > 0, "{kind:?}: {way:?}");
+        swarm.stop().await?;
+    }
+    Ok(())
+}
+
+/// The events of a job, of which the token of a number is followed by something.
+async fn disturbed(swarm: &mut Swarm, body: &JobBody, at: usize, what: Disturbance) -> Result<Vec<JobEvent>> {
+    let mut stream = swarm.nodes[0].api().submit(body).await?;
+    let mut events = Vec::new();
+    while let Some(record) = stream.next().await {
+        let EventRecord { event, .. } = record?;
+        events.push(event);
+        if tokens(&events).len() == at && matches!(events.last(), Some(JobEvent::Token { .. })) {
+            let place = swarm.nodes.len() - 1;
+            match what {
+                Disturbance::Kill => swarm.nodes.swap_remove(place).kill().await?,
+                Disturbance::Stop => signal(&swarm.nodes[place], rustix::process::Signal::STOP)?,
+            }
+        }
+    }
+    Ok(events)
+}
+
+#[derive(Clone, Copy)]
+enum Disturbance {
+    /// Its end is noticed at once.
+    Kill,
+    /// It says nothing any more, and its connections stay open.
+    Stop,
+}
+
+fn signal(node: &accel_node::process::NodeProcess, signal: rustix::process::Signal) -> Result<()> {
+    let id = node.process_id().context("the node has ended")?;
+    let process = rustix::process::Pid::from_raw(id.try_into()?).context("no process id")?;
+    Ok(rustix::process::kill_process(process, signal)?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_the_same_when_holders_of_experts_die_or_fall_silent() -> Result<()> {
+    let mut swarm = Swarm::start(Kind::Qwen3Moe, Size::SMALL, 4).await?;
+    let body = swarm.body(16, 60, 5);
+    swarm.plan(Split::Experts, 4, true).await?;
+    let undisturbed = swarm.ask(&body).await?;
+
+    let killed = answer(&disturbed(&mut swarm, &body, 10, Disturbance::Kill).await?)?;
+    ensure!(killed.equals(&undisturbed), "{killed:?} {undisturbed:?}");
+    ensure!(swarm.spread().await?.repeats > 0, "nobody missed it");
+    // Its experts find another place, with those who are left.
+    let settled = async |swarm: &Swarm| {
+        let all = Kind::Qwen3Moe.mixtures(Size::SMALL) * Size::SMALL.experts;
+        eventually("all experts have a place", async || {
+            let spread = swarm.spread().await?;
+            let open = spread.peers.iter().filter(|peer| peer.open);
+            Ok(spread.experts_here + open.map(|peer| peer.experts).sum::<usize>() >= all)
+        })
+        .await
+    };
+    settled(&swarm).await?;
+    let before = swarm.spread().await?.borrowed;
+    ensure!(swarm.ask(&body).await?.equals(&undisturbed), "another answer after the loss");
+    assert_eq!(swarm.spread().await?.borrowed, before, "an expert has no place");
+
+    let silenced = answer(&disturbed(&mut swarm, &body, 20, Disturbance::Stop).await?)?;
+    ensure!(silenced.equals(&undisturbed), "{silenced:?} {undisturbed:?}");
+    signal(swarm.nodes.last().context("a node")?, rustix::process::Signal::CONT)?;
+    swarm.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_says_who_would_do_what_and_why() -> Result<()> {
+    let swarm = Swarm::start(Kind::Mixtral, Size::SMALL, 2).await?;
+    let own = &swarm.nodes[0];
+    let commands = CommandLine::new(swarm.cluster(), own.data_dir());
+    let model = swarm.model.to_string();
+    let plan = commands.run(&["plan", &model, "--json"]).await?.json()?;
+    let ways = plan["ways"].as_array().context("no ways")?;
+    ensure!(
+        ways.len() == 3 && ways.iter().all(|way| way["prediction"]["tokens_per_second"].as_f64() > Some(0.0)),
+        "{plan}"
+    );
+    let text = commands.run(&["plan", &model]).await?.stdout;
+    ensure!(text.contains("alone") && text.contains("experts elsewhere") && text.contains("this node"), "{text}");
+    // Nothing of the weights was fetched for it.
+    ensure!(own.api().node().await?.used_bytes < BESIDE, "a plan fetched weights");
+
+    // What fits nobody's memory says so.
+    let config = swarm.path("small.toml");
+    std::fs::write(&config, "[jobs]\nmemory_bytes = 1000000\n")?;
+    let mut settings = swarm.cluster().settings("small", true, &[&swarm.provider]);
+    settings.arguments = vec!["--config".to_owned(), config.display().to_string()];
+    let small = accel_node::process::NodeProcess::start(&settings).await?;
+    let commands = CommandLine::new(swarm.cluster(), small.data_dir());
+    let plan = commands.run(&["plan", &model, "--split", "solo", "--json"]).await?.json()?;
+    ensure!(plan["chosen"].is_null(), "{plan}");
+    ensure!(plan["why"].as_str().is_some_and(|why| why.contains("memory")), "{plan}");
+    small.stop().await?;
+    swarm.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_tensors_of_two_models_are_fetched_once() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let provider = cluster.start("provider", false, &[]).await?;
+    let (first, second) = (cluster.path("first"), cluster.path("second"));
+    Kind::Mixtral.write(&first, Size::SMALL, 7)?;
+    // The same weights under another configuration, as a model that was tuned in part.
+    std::fs::create_dir_all(&second)?;
+    for name in ["model.safetensors", "tokenizer.json"] {
+        std::fs::copy(first.join(name), second.join(name))?;
+    }
+    let config = std::fs::read_to_string(first.join("config.json"))?;
+    std::fs::write(second.join("config.json"), config.replace("10000.0", "20000.0"))?;
+    let (first, second) = (import(&provider, first).await?, import(&provider, second).await?);
+    ensure!(first != second, "one model");
+    let node = cluster.start("node", false, &[&provider]).await?;
+    let whole = node.api().pull(&first, |_| {}).await?;
+    let rest = node.api().pull(&second, |_| {}).await?;
+    ensure!(whole.here_bytes == 0 && whole.fetched_bytes > 8 << 20, "{whole:?}");
+    ensure!(rest.fetched_bytes < 8 << 10 && rest.here_bytes > 8 << 20, "{rest:?}");
+    node.stop().await?;
+    provider.stop().await?;
+    Ok(())
+}
