@@ -14,6 +14,7 @@ use crate::layers::mlp::Mlp;
 use crate::layers::sparse_mixer::sparse_mixer;
 use crate::rules::Loader;
 use crate::spec::{MoeSpec, RouterScores, RouterSpec};
+use crate::usage::Watched;
 
 /// Who works out the parts of a layer.
 pub trait Experts: std::fmt::Debug + Send + Sync {
@@ -34,6 +35,7 @@ pub struct Moe {
     router: Router,
     experts: Arc<dyn Experts>,
     shared: Option<Shared>,
+    watched: Option<Watched>,
 }
 
 #[derive(Debug)]
@@ -116,12 +118,23 @@ impl Moe {
             router: Router::load(loader, &format!("{name}.router"), spec, hidden)?,
             experts,
             shared: shared.transpose()?,
+            watched: None,
         })
     }
 
     /// Has somebody else work out the experts.
     pub fn set_experts(&mut self, experts: Arc<dyn Experts>) {
         self.experts = experts;
+    }
+
+    /// Has the router say what it chooses.
+    pub fn watch(&mut self, watched: Watched) {
+        self.watched = Some(watched);
+    }
+
+    /// Who is told what the router chooses.
+    pub fn watched(&self) -> Option<&Watched> {
+        self.watched.as_ref()
     }
 
     /// x: `[tokens, hidden]` to the same shape.
@@ -133,6 +146,10 @@ impl Moe {
         let at = || ModelError::at(&self.name);
         let (weights, places) = self.router.choose(x, rows).map_err(at())?;
         let parts = self.experts.forward(self.layer, x, &places)?;
+        // While a pass is recorded, nothing is chosen yet.
+        if let Some(Watched { usage, layer }) = self.watched.as_ref().filter(|_| !places.is_recorded()) {
+            usage.count(*layer, &places.to_whole().map_err(at())?);
+        }
         let mut sum: Option<Tensor> = None;
         for choice in 0..weights.dims()[1] {
             let mut add = || {
