@@ -15,17 +15,30 @@ const WIDTH: usize = 100;
 /// Columns of a cell at most.
 const CELL: usize = 2;
 
-/// How often experts are chosen, in parts of what each would have if all were chosen alike: below which part, what it is
-/// called, the character for it, and the colour among a terminal's 256.
-const HEATS: [(f64, &str, char, u8); 7] = [
-    (0.0, "never", '_', 236),
-    (0.25, "below 1/4", '.', 17),
-    (0.5, "1/4 to 1/2", ':', 25),
-    (1.0, "1/2 to 1", '-', 37),
-    (2.0, "1 to 2", '+', 142),
-    (4.0, "2 to 4", '*', 208),
-    (f64::INFINITY, "4 and more", '#', 196),
+/// How often an expert is chosen, in parts of what it would have if all were chosen alike.
+#[derive(Clone, Copy)]
+struct Heat {
+    /// It is less than this.
+    below: f64,
+    name: &'static str,
+    character: char,
+    /// Among a terminal's 256.
+    colour: u8,
+}
+
+const fn heat(below: f64, name: &'static str, character: char, colour: u8) -> Heat {
+    Heat { below, name, character, colour }
+}
+
+const NEVER: Heat = heat(0.0, "never", '_', 236);
+const HEATS: [Heat; 5] = [
+    heat(0.25, "below 1/4", '.', 17),
+    heat(0.5, "1/4 to 1/2", ':', 25),
+    heat(1.0, "1/2 to 1", '-', 37),
+    heat(2.0, "1 to 2", '+', 142),
+    heat(4.0, "2 to 4", '*', 208),
 ];
+const HOTTEST: Heat = heat(f64::INFINITY, "4 and more", '#', 196);
 
 /// What can be asked of experts.
 #[derive(Debug, clap::Args)]
@@ -76,7 +89,7 @@ impl Paper {
     }
 
     /// A cell of the heat map.
-    fn cell(&self, (_, _, character, colour): (f64, &str, char, u8), width: usize) -> String {
+    fn cell(&self, Heat { character, colour, .. }: Heat, width: usize) -> String {
         if self.has_colour {
             format!("\x1b[48;5;{colour}m{}\x1b[0m", " ".repeat(width))
         } else {
@@ -139,8 +152,10 @@ fn of_layer(layer: &LayerExpertsView) -> String {
         vec![expert.to_string(), layer.routed[expert].to_string(), percent(share), relative]
     });
     let (number, tokens, chosen, experts) = (layer.layer, layer.tokens, layer.chosen, layer.experts);
-    let mut text =
-        format!("layer {number}: {tokens} tokens, {chosen} of {experts} experts for each, {}\n\n", entropy(layer));
+    let mut text = format!(
+        "layer {number}: {tokens} tokens, {chosen} of {experts} experts for each, entropy {}\n\n",
+        entropy(layer)
+    );
     text.push_str(&table(&["EXPERT", "TOKENS", "SHARE", "OF AN EVEN SHARE"], rows));
     if !layer.pairs.is_empty() {
         let rows = layer.pairs.iter().map(|pair| {
@@ -152,10 +167,12 @@ fn of_layer(layer: &LayerExpertsView) -> String {
     format!("{text}\n\n{}", note(layer))
 }
 
-fn heat(layer: &LayerExpertsView, expert: usize) -> (f64, &'static str, char, u8) {
+fn heat_of(layer: &LayerExpertsView, expert: usize) -> Heat {
+    if layer.routed[expert] == 0 {
+        return NEVER;
+    }
     let relative = layer.shares[expert] * layer.experts as f64;
-    let fits = |heat: &&(f64, &str, char, u8)| if heat.0 == 0.0 { relative == 0.0 } else { relative < heat.0 };
-    HEATS.iter().find(fits).copied().unwrap_or(HEATS[HEATS.len() - 1])
+    HEATS.into_iter().find(|heat| relative < heat.below).unwrap_or(HOTTEST)
 }
 
 /// A row for each layer and a cell for each expert; rows that are too long go on below.
@@ -167,12 +184,13 @@ fn heat_map(view: &ExpertsView, paper: &Paper) -> String {
     let cell = if experts * CELL <= columns { CELL } else { 1 };
     let mut text = format!("{:margin$}SHARE OF EXPERTS 0 TO {}\n", "LAYER", experts.saturating_sub(1));
     for layer in &view.layers {
-        let cells: Vec<String> = (0..layer.experts).map(|expert| paper.cell(heat(layer, expert), cell)).collect();
+        let cells: Vec<String> = (0..layer.experts).map(|expert| paper.cell(heat_of(layer, expert), cell)).collect();
         for (number, line) in cells.chunks(columns / cell).enumerate() {
             let name = if number == 0 { layer.layer.to_string() } else { String::new() };
             text.push_str(&format!("{name:margin$}{}\n", line.concat()));
         }
     }
-    let legend = HEATS.map(|heat| format!("{} {}", paper.cell(heat, CELL), heat.1));
+    let all = std::iter::once(NEVER).chain(HEATS).chain([HOTTEST]);
+    let legend: Vec<String> = all.map(|heat| format!("{} {}", paper.cell(heat, CELL), heat.name)).collect();
     format!("{text}\nin parts of an even share:\n{}", legend.join("\n"))
 }

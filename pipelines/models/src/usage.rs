@@ -332,11 +332,13 @@ impl TryFrom<LayerFormat> for LayerUsage {
         let sum = routed.iter().try_fold(0_u64, |sum, routed| sum.checked_add(*routed));
         let all = tokens.checked_mul(chosen as u64);
         if sum.is_none() || sum != all {
-            return damaged(format!("choices for {tokens} tokens, {chosen} for each"), format!("{sum:?} choices"));
+            let found = sum.map_or("more than can be".to_owned(), |sum| format!("{sum} choices"));
+            return damaged(format!("{chosen} choices for each of {tokens} tokens"), found);
         }
         let (found, expected) = (together.as_ref().map(Vec::len), pairs(experts, chosen));
         if found != expected {
-            return damaged(format!("counts of pairs: {expected:?}"), format!("{found:?}"));
+            let counts = |pairs: Option<usize>| pairs.map_or("no pairs".to_owned(), |pairs| format!("{pairs} pairs"));
+            return damaged(counts(expected), counts(found));
         }
         if let Some(more) = together.iter().flatten().find(|&&together| together > tokens) {
             return damaged(format!("at most {tokens} tokens of a pair"), more.to_string());

@@ -10,6 +10,7 @@ fn usage(places: &[i64]) -> ExpertUsage {
     usage
 }
 
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 fn layer(usage: &ExpertUsage) -> LayerUsage {
     let [layer] = usage.layers().try_into().unwrap();
     layer
