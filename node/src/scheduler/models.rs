@@ -224,28 +224,6 @@ impl Models {
         self.start(model, pipeline, memory).await
     }
 
-    /// Starts the thread of a model.
-    async fn start(
-        &self,
-        model: &ModelRef,
-        pipeline: Box<dyn Pipeline>,
-        memory: Reserved,
-    ) -> Result<Arc<Worker>, JobError> {
-        let recording = match pipeline.expert_usage() {
-            Some(usage) => {
-                let (ledger, model) = (self.shared.usage.clone(), model.clone());
-                let begin = tokio::task::spawn_blocking(move || ledger.begin(&model, usage));
-                let broke_off = |error| JobError::new(ErrorCode::Internal, format!("reading usage broke off: {error}"));
-                Some(begin.await.map_err(broke_off)?)
-            }
-            None => None,
-        };
-        let worker = Worker::start(pipeline, memory, recording)
-            .map_err(|error| JobError::new(ErrorCode::OutOfResources, format!("no thread for the model: {error}")))?;
-        tracing::info!(%model, arithmetic = %worker.arithmetic().0, bytes = worker.memory_bytes(), "model loaded");
-        Ok(Arc::new(worker))
-    }
-
     /// Whether files are a model, and one that may fit, by what their first blocks say; one that may run better on several
     /// machines is to be planned first.
     fn check(&self, model: &ModelRef, files: &BlockFiles, plans: bool) -> Result<(), Stopped> {
@@ -280,6 +258,28 @@ impl Models {
         let load = tokio::task::spawn_blocking(move || accel_pipelines::load(Arc::new(files), &options));
         let broke_off = |error| JobError::new(ErrorCode::Internal, format!("loading the model broke off: {error}"));
         Ok((load.await.map_err(broke_off)??, memory))
+    }
+
+    /// Starts the thread of a model.
+    async fn start(
+        &self,
+        model: &ModelRef,
+        pipeline: Box<dyn Pipeline>,
+        memory: Reserved,
+    ) -> Result<Arc<Worker>, JobError> {
+        let recording = match pipeline.expert_usage() {
+            Some(usage) => {
+                let (ledger, model) = (self.shared.usage.clone(), model.clone());
+                let begin = tokio::task::spawn_blocking(move || ledger.begin(&model, usage));
+                let broke_off = |error| JobError::new(ErrorCode::Internal, format!("reading usage broke off: {error}"));
+                Some(begin.await.map_err(broke_off)?)
+            }
+            None => None,
+        };
+        let worker = Worker::start(pipeline, memory, recording)
+            .map_err(|error| JobError::new(ErrorCode::OutOfResources, format!("no thread for the model: {error}")))?;
+        tracing::info!(%model, arithmetic = %worker.arithmetic().0, bytes = worker.memory_bytes(), "model loaded");
+        Ok(Arc::new(worker))
     }
 
     /// Memory of models that nobody uses.

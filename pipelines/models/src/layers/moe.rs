@@ -122,11 +122,6 @@ impl Moe {
         })
     }
 
-    /// Has somebody else work out the experts.
-    pub fn set_experts(&mut self, experts: Arc<dyn Experts>) {
-        self.experts = experts;
-    }
-
     /// Has the router say what it chooses.
     pub fn watch(&mut self, watched: Watched) {
         self.watched = Some(watched);
@@ -135,6 +130,11 @@ impl Moe {
     /// Who is told what the router chooses.
     pub fn watched(&self) -> Option<&Watched> {
         self.watched.as_ref()
+    }
+
+    /// Has somebody else work out the experts.
+    pub fn set_experts(&mut self, experts: Arc<dyn Experts>) {
+        self.experts = experts;
     }
 
     /// x: `[tokens, hidden]` to the same shape.
