@@ -19,9 +19,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use body::{
-    AddRequest, Added, Cut, FilePart, FreedView, HolderView, JobBody, Line, MemberView, ModelParts, ModelView,
-    NodeView, PlanBody, PlanView, PredictionView, Pulled, Split, SpreadView, TensorPart, Transfer, WayView,
-    default_deadline_ms,
+    AddRequest, Added, Cut, ExpertsView, FilePart, FreedView, HolderView, JobBody, LayerExpertsView, Line, MemberView,
+    ModelParts, ModelView, NodeView, PlanBody, PlanView, PredictionView, Pulled, Split, SpreadView, TensorPart,
+    Transfer, WayView, default_deadline_ms,
 };
 
 /// Prefix of every path.
@@ -244,6 +244,14 @@ impl Api {
     /// As all calls.
     pub async fn spread(&self) -> Result<Vec<SpreadView>, ApiError> {
         self.get("/spread").await
+    }
+
+    /// What a model's experts were chosen for on this node.
+    ///
+    /// # Errors
+    /// As all calls; also for a model that has no experts.
+    pub async fn experts(&self, model: &ModelRef) -> Result<ExpertsView, ApiError> {
+        self.get(&escaped("/experts/", model)).await
     }
 
     /// Imports a file or directory.

@@ -6,6 +6,7 @@
 mod answer;
 mod daemon;
 mod demo;
+mod experts;
 mod interrupts;
 mod jobs;
 mod model_file;
@@ -116,6 +117,8 @@ enum Command {
     },
     /// Show how a model would run, alone and with peers, before anything of it is fetched
     Plan(plan::PlanArgs),
+    /// Show which experts of a mixture were chosen on this node: shares, entropy, pairs, and a heat map
+    Experts(experts::ExpertsArgs),
     /// Let go of a model and free what no other model holds
     Rm {
         /// CID
@@ -338,6 +341,7 @@ async fn with_session(command: Command, api: &Api, output: &Output) -> Result<()
         Command::Ls => models::list(api, output).await,
         Command::Show { model, tensors } => models::show(api, &model, tensors, output).await,
         Command::Plan(args) => plan::plan(api, args, output).await,
+        Command::Experts(args) => experts::experts(api, args, output).await,
         Command::Rm { model } => models::remove(api, &model, output).await,
         Command::Gc => models::collect(api, output).await,
         Command::Ps => jobs::list(api, output).await,

@@ -22,6 +22,7 @@ use crate::scheduler::{Models, Scheduler};
 use crate::shares::{Fetcher, Holder};
 use crate::store::{FetchOptions, Store, StoreError, StoreOptions};
 use crate::swarm::{Swarm, SwarmError};
+use crate::usage::Ledger;
 use crate::{hardware, records, serve};
 
 /// A daemon that does not start, or broke down.
@@ -108,7 +109,7 @@ impl Daemon {
             options: fetch.clone(),
             runtime: tokio::runtime::Handle::current(),
         };
-        let models = Models::new(&config.jobs, memory, fetcher.clone());
+        let models = Models::new(&config.jobs, memory, fetcher.clone(), Ledger::new(data_dir.join("usage")));
         let holder = Holder::new(fetcher, models.clone(), config.jobs.serve);
         let scheduler = Scheduler::new(&config.jobs, models, store.clone(), swarm.clone());
         let node = Advertiser { swarm: swarm.clone(), store, scheduler: scheduler.clone(), devices };
@@ -160,6 +161,10 @@ impl Daemon {
     pub async fn stop(mut self) {
         tracing::info!("node stopping");
         self.scheduler.drain().await;
+        let usage = self.scheduler.models().usage().clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || usage.close()).await {
+            tracing::warn!(%error, "the usage of experts was not written");
+        }
         self.stop.cancel();
         // Readers of the last events get a moment to take them; a reader that hangs does not hold the node up.
         let end = async { while self.tasks.join_next().await.is_some() {} };

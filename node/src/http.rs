@@ -1,5 +1,6 @@
 //! The interface on loopback. It only translates: every answer comes from the swarm, the store or the scheduler.
 
+mod experts;
 mod models;
 mod openai;
 mod plans;
@@ -56,6 +57,7 @@ pub async fn run(shared: Shared, listener: TcpListener, stop: CancellationToken)
         .route("/models/{*model}", get(models::show).post(models::pull).delete(models::remove))
         .route("/plans/{*model}", post(plans::plan))
         .route("/spread", get(plans::spread))
+        .route("/experts/{*model}", get(experts::experts))
         .route("/gc", post(models::collect))
         .route("/jobs", get(jobs).post(submit))
         .route("/jobs/{id}", get(job).delete(cancel))

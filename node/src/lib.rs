@@ -25,6 +25,7 @@ mod serve;
 pub mod shares;
 pub mod store;
 pub mod swarm;
+mod usage;
 
 /// What this program calls itself to peers.
 pub const AGENT: &str = concat!("accel/", env!("CARGO_PKG_VERSION"));

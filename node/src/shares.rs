@@ -52,8 +52,11 @@ pub struct Fetch {
     /// A peer that may have them, whatever it says of itself.
     from: Option<PeerId>,
     /// Who was found to have them, and when: a lookup takes longer than an expert does.
-    found: Arc<Mutex<Option<(Instant, Vec<PeerId>)>>>,
+    found: Arc<Mutex<Option<Found>>>,
 }
+
+/// Providers, and when they were found.
+type Found = (Instant, Vec<PeerId>);
 
 impl Fetcher {
     /// Fetches parts of a model.
@@ -103,7 +106,7 @@ impl Fetch {
 
     /// Who has the model, as was found a short while ago or is found now.
     async fn providers(&self) -> Vec<PeerId> {
-        let known = |found: &Option<(Instant, Vec<PeerId>)>| {
+        let known = |found: &Option<Found>| {
             let (when, providers) = found.as_ref()?;
             (when.elapsed() < FRESH && !providers.is_empty()).then(|| providers.clone())
         };

@@ -15,6 +15,7 @@ use accel_models::share::{Parts, Share};
 use accel_models::spec::Spec;
 use accel_models::spec::encoder::EncoderHead;
 use accel_models::spec::encoder_decoder::SourceSpec;
+use accel_models::usage::ExpertUsage;
 use accel_protocol::{Arithmetic, JobError, JobEvent, JobId, JobSpec, Task};
 
 use crate::error::PipelineError;
@@ -77,6 +78,11 @@ pub trait Pipeline: Send {
 
     /// Forgets a job.
     fn evict(&mut self, job: JobId);
+
+    /// What its routers choose, counted from its loading on; none for a model without mixtures of experts.
+    fn expert_usage(&self) -> Option<Arc<ExpertUsage>> {
+        None
+    }
 }
 
 /// The arithmetic of every pipeline that this program can load.
@@ -138,11 +144,16 @@ pub fn load_parts(
     let engine = parts.engine().clone();
     let tokenizer = |files| Tokenizer::load(files, index.gguf());
     let spec = described.spec.clone();
+    let usage = ExpertUsage::of(&spec).map(Arc::new);
     let model = |spec| {
         let loader = parts.loader(elsewhere.map(|elsewhere| &elsewhere.share));
         let mut model = Model::load(&loader, spec)?;
         if let Some(elsewhere) = elsewhere {
             model.set_experts(&elsewhere.experts);
+        }
+        // A router is here, whoever has the experts.
+        if let Some(usage) = &usage {
+            model.watch_experts(usage);
         }
         loader.finish().map(|()| model)
     };

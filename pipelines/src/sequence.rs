@@ -21,6 +21,7 @@ mod reader;
 pub mod transcription;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use accel_backends::files::ModelFiles;
@@ -28,6 +29,7 @@ use accel_backends::tensor::{Engine, Tensor};
 use accel_models::ModelError;
 use accel_models::cache::State;
 use accel_models::model::{Extent, Inputs, Model};
+use accel_models::usage::ExpertUsage;
 use accel_protocol::{
     Arithmetic, ErrorCode, FinishReason, Generation, JobError, JobEvent, JobId, JobSpec, Task, TokenLogprob, Usage,
 };
@@ -515,6 +517,10 @@ impl Pipeline for SequencePipeline {
 
     fn evict(&mut self, job: JobId) {
         self.jobs.remove(&job);
+    }
+
+    fn expert_usage(&self) -> Option<Arc<ExpertUsage>> {
+        self.model.expert_usage().cloned()
     }
 }
 

@@ -14,10 +14,12 @@ pub mod series;
 pub mod text;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use accel_models::ModelError;
 use accel_models::model::{Model, Outputs};
+use accel_models::usage::ExpertUsage;
 use accel_protocol::limits::RESULT_BYTES;
 use accel_protocol::{
     Arithmetic, ErrorCode, FinishReason, Input, JobError, JobEvent, JobId, JobSpec, Task, TaskOptions, TaskResult,
@@ -149,6 +151,10 @@ impl<H: Head> Pipeline for TaskPipeline<H> {
 
     fn evict(&mut self, job: JobId) {
         self.jobs.remove(&job);
+    }
+
+    fn expert_usage(&self) -> Option<Arc<ExpertUsage>> {
+        self.model.expert_usage().cloned()
     }
 }
 

@@ -10,6 +10,7 @@
 //! files say, and an answer has as many tokens as were asked for. Text is what the tokens say; no space is taken away.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use accel_backends::files::ModelFiles;
@@ -17,6 +18,7 @@ use accel_backends::tensor::Engine;
 use accel_models::ModelError;
 use accel_models::cache::{Row, State};
 use accel_models::family::decoder::Decoder;
+use accel_models::usage::ExpertUsage;
 use accel_protocol::{
     Arithmetic, ErrorCode, FinishReason, Generation, Input, JobError, JobEvent, JobId, JobSpec, Task, Usage,
 };
@@ -330,5 +332,9 @@ impl Pipeline for TextPipeline {
         if let Some(job) = self.jobs.remove(&job) {
             self.state.clear(job.slot);
         }
+    }
+
+    fn expert_usage(&self) -> Option<Arc<ExpertUsage>> {
+        self.decoder.stack().expert_usage().cloned()
     }
 }

@@ -478,6 +478,15 @@ CASES = {
          | {"no_repeat_ngram_size": 3, "min_new_tokens": 4, "suppress_tokens": [60, 61], "begin_suppress_tokens": [80]}
          | {"bad_words_ids": [[70], [71, 72]], "do_sample": True, "temperature": 0.6, "top_p": 0.9}},
     ),
+    # A mixture of experts.
+    "text-generation-experts": (
+        "text-generation", "MixtralForCausalLM",
+        {"vocab_size": 160, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2}
+        | {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+        | {"num_local_experts": 8, "num_experts_per_tok": 2},
+        lambda: chat_pairs(transformers.PreTrainedTokenizerFast, ["<s>", "</s>"], ENDS, 256, CHAT_TEMPLATE),
+        continuations, {"generation_config.json": {"bos_token_id": 0, "eos_token_id": list(range(1, 12))}},
+    ),
     # A prefix, and settings of the task.
     "text-generation-prefix": (
         "text-generation", "GPT2LMHeadModel",

@@ -28,8 +28,8 @@ pub struct Size {
 }
 
 impl Size {
-    /// Some 30 ms a token on one thread of a processor of 2024.
-    pub const LARGE: Self = Self { layers: 24, experts: 16, chosen: 4, inner: 512 };
+    /// 20 to 40 ms a token on one thread of today's processors.
+    pub const LARGE: Self = Self { layers: 24, experts: 16, chosen: 4, inner: 192 };
     /// A hundred megabytes, to be loaded again and again.
     pub const MEDIUM: Self = Self { layers: 8, experts: 8, chosen: 2, inner: 256 };
     /// For tests: some megabytes, with experts that have blocks of their own.

@@ -114,6 +114,7 @@ async fn shells_get_completions_that_know_every_command() -> Result<()> {
             "connect",
             "id",
             "hardware",
+            "experts",
             "completions",
         ] {
             ensure!(script.contains(command), "the completions for {shell} do not know {command}");

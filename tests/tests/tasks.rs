@@ -96,10 +96,11 @@ const READ: [&str; 10] = [
     "token-classification",
     "image-classification",
 ];
-const WRITTEN: [&str; 6] = [
+const WRITTEN: [&str; 7] = [
     "summarization",
     "summarization-bart",
     "text-generation",
+    "text-generation-experts",
     "text-generation-prefix",
     "translation",
     "translation-greedy",

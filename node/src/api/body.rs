@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 pub use crate::shares::Split;
 
+use accel_models::usage::ExpertPair;
 use accel_protocol::{Generation, Input, JobError, JobId, ModelRef, Task, TaskOptions};
 use serde::{Deserialize, Serialize};
 
@@ -320,4 +321,42 @@ pub struct HolderView {
     pub transport_ms: f64,
     /// Milliseconds of a row.
     pub row_ms: f64,
+}
+
+/// What a model's experts were chosen for, in all runs on this node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExpertsView {
+    /// The model.
+    pub model: String,
+    /// Its layers with experts; none of a model that has not run on this node.
+    pub layers: Vec<LayerExpertsView>,
+}
+
+/// What the experts of a layer were chosen for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LayerExpertsView {
+    /// Its number among all layers of the model.
+    pub layer: usize,
+    /// How many experts it has.
+    pub experts: usize,
+    /// How many are chosen for each token.
+    pub chosen: usize,
+    /// Tokens that it has read.
+    pub tokens: u64,
+    /// The entropy of the shares, in bits.
+    pub entropy_bits: f64,
+    /// The same as a part of the most that it can be.
+    pub evenness: f64,
+    /// Tokens of each expert.
+    pub routed: Vec<u64>,
+    /// Each expert's part of all choices.
+    pub shares: Vec<f64>,
+    /// The experts, most chosen first.
+    pub by_use: Vec<usize>,
+    /// The lift of every pair if experts were chosen evenly; none where pairs are not counted.
+    pub even_lift: Option<f64>,
+    /// Some pairs that go together most beyond chance.
+    pub pairs: Vec<ExpertPair>,
+    /// For each expert the tokens that it and each later one were both chosen for; none where pairs are not counted.
+    pub together: Option<Vec<Vec<u64>>>,
 }

@@ -15,6 +15,7 @@ use crate::memory::{Memory, Reserved};
 use crate::shares::{Coordinator, Fetcher, Known, Plan, Split};
 use crate::store::{BlockFiles, FetchOptions, FetchProgress, RootKind, Store, StoreError};
 use crate::swarm::Swarm;
+use crate::usage::Ledger;
 
 /// The models of a node. Clones share them.
 #[derive(Clone, Debug)]
@@ -30,6 +31,7 @@ struct Shared {
     fetch: FetchOptions,
     memory: Memory,
     coordinator: Coordinator,
+    usage: Ledger,
     slots: Mutex<HashMap<ModelRef, Slot>>,
 }
 
@@ -71,7 +73,7 @@ impl Drop for Waiting<'_> {
 
 impl Models {
     /// No models yet.
-    pub fn new(config: &JobsConfig, machine_memory_bytes: Option<u64>, fetch: Fetcher) -> Self {
+    pub fn new(config: &JobsConfig, machine_memory_bytes: Option<u64>, fetch: Fetcher, usage: Ledger) -> Self {
         let threads = if config.threads == 0 {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
         } else {
@@ -91,12 +93,18 @@ impl Models {
         let memory = Memory::new(budget_bytes);
         let coordinator = Coordinator::new(fetch.clone(), options, memory.clone(), config.serve);
         let Fetcher { store, swarm, options: fetch, .. } = fetch;
-        Self { shared: Arc::new(Shared { store, swarm, options, fetch, memory, coordinator, slots: Mutex::default() }) }
+        let slots = Mutex::default();
+        Self { shared: Arc::new(Shared { store, swarm, options, fetch, memory, coordinator, usage, slots }) }
     }
 
     /// Who has models run on several machines.
     pub fn coordinator(&self) -> &Coordinator {
         &self.shared.coordinator
+    }
+
+    /// What the experts of models were chosen for.
+    pub fn usage(&self) -> &Ledger {
+        &self.shared.usage
     }
 
     /// Threads that compute.
@@ -199,7 +207,7 @@ impl Models {
             }
         };
         store.keep(report.root).await?;
-        start(model, pipeline, memory)
+        self.start(model, pipeline, memory).await
     }
 
     /// Loads a model of which others hold a part.
@@ -214,7 +222,7 @@ impl Models {
         let own = plan.way().and_then(|way| way.members.first()).map_or(0, |own| own.bytes);
         let memory = self.make_room(own)?;
         let pipeline = self.shared.coordinator.load(model, known, &plan, progress).await?;
-        start(model, pipeline, memory)
+        self.start(model, pipeline, memory).await
     }
 
     /// Whether files are a model, and one that may fit, by what their first blocks say; one that may run better on several
@@ -251,6 +259,28 @@ impl Models {
         let load = tokio::task::spawn_blocking(move || accel_pipelines::load(Arc::new(files), &options));
         let broke_off = |error| JobError::new(ErrorCode::Internal, format!("loading the model broke off: {error}"));
         Ok((load.await.map_err(broke_off)??, memory))
+    }
+
+    /// Starts the thread of a model.
+    async fn start(
+        &self,
+        model: &ModelRef,
+        pipeline: Box<dyn Pipeline>,
+        memory: Reserved,
+    ) -> Result<Arc<Worker>, JobError> {
+        let recording = match pipeline.expert_usage() {
+            Some(usage) => {
+                let (ledger, model) = (self.shared.usage.clone(), model.clone());
+                let begin = tokio::task::spawn_blocking(move || ledger.begin(&model, usage));
+                let broke_off = |error| JobError::new(ErrorCode::Internal, format!("reading usage broke off: {error}"));
+                Some(begin.await.map_err(broke_off)?)
+            }
+            None => None,
+        };
+        let worker = Worker::start(pipeline, memory, recording)
+            .map_err(|error| JobError::new(ErrorCode::OutOfResources, format!("no thread for the model: {error}")))?;
+        tracing::info!(%model, arithmetic = %worker.arithmetic().0, bytes = worker.memory_bytes(), "model loaded");
+        Ok(Arc::new(worker))
     }
 
     /// Memory of models that nobody uses.
@@ -318,11 +348,4 @@ impl From<Stopped> for JobError {
             Stopped::ToPlan(_) => Self::new(ErrorCode::Internal, "a model was to be planned twice"),
         }
     }
-}
-
-fn start(model: &ModelRef, pipeline: Box<dyn Pipeline>, memory: Reserved) -> Result<Arc<Worker>, JobError> {
-    let worker = Worker::start(pipeline, memory)
-        .map_err(|error| JobError::new(ErrorCode::OutOfResources, format!("no thread for the model: {error}")))?;
-    tracing::info!(%model, arithmetic = %worker.arithmetic().0, bytes = worker.memory_bytes(), "model loaded");
-    Ok(Arc::new(worker))
 }

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::Continued;
 use crate::jobs::Job;
 use crate::memory::Reserved;
+use crate::usage::Recording;
 
 /// Commands that wait at most; admission keeps the number of jobs far below.
 const COMMANDS: usize = 1024;
@@ -44,16 +45,16 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread.
+    /// Starts the thread. What routers choose is recorded, if anything is.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(pipeline: Box<dyn Pipeline>, memory: Reserved) -> std::io::Result<Self> {
+    pub fn start(pipeline: Box<dyn Pipeline>, memory: Reserved, recording: Option<Recording>) -> std::io::Result<Self> {
         let (commands, inbox) = sync_channel(COMMANDS);
         let arithmetic = pipeline.arithmetic();
         let thread = std::thread::Builder::new()
             .name("accel-worker".to_owned())
-            .spawn(move || Desk { pipeline, inbox, active: HashMap::new() }.work())?;
+            .spawn(move || Desk { pipeline, inbox, active: HashMap::new(), recording }.work())?;
         Ok(Self { commands, thread, arithmetic, memory })
     }
 
@@ -107,6 +108,8 @@ struct Desk {
     pipeline: Box<dyn Pipeline>,
     inbox: Receiver<Assignment>,
     active: HashMap<JobId, Assignment>,
+    /// Dropped with the thread, which may wait for a disk.
+    recording: Option<Recording>,
 }
 
 impl Desk {
@@ -168,6 +171,9 @@ impl Desk {
         for id in ended {
             self.pipeline.evict(id);
             self.active.remove(&id);
+        }
+        if let Some(recording) = &mut self.recording {
+            recording.stepped();
         }
     }
 }

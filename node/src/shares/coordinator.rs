@@ -39,6 +39,8 @@ const ECHO: Duration = Duration::from_secs(2);
 const ECHOES: usize = 9;
 /// Numbers of an echo that tells how many bytes go through in a second.
 const LONG_ECHO: usize = 32 << 10;
+/// How often a peer is asked to hold its share when streams break.
+const ATTEMPTS: u32 = 3;
 /// Peers that are asked at most, the nearest first.
 const PEERS: usize = 16;
 
@@ -372,8 +374,26 @@ impl Coordinator {
         Ok(pipeline)
     }
 
-    /// Has a peer hold its share.
+    /// Has a peer hold its share. A stream that breaks meanwhile is opened again: what has come stays there.
     pub(super) async fn hold(
+        &self,
+        model: &ModelRef,
+        peer: PeerId,
+        share: &Share,
+    ) -> Result<(Arc<Remote>, Vec<Place>), JobError> {
+        let mut attempt = 1;
+        loop {
+            match self.try_hold(model, peer, share).await {
+                Err(error) if error.code == ErrorCode::WorkerLost && attempt < ATTEMPTS => {
+                    tracing::debug!(%peer, %error, attempt, "a peer is asked again to hold its experts");
+                    attempt += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn try_hold(
         &self,
         model: &ModelRef,
         peer: PeerId,

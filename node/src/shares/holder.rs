@@ -79,11 +79,13 @@ struct Call {
     reply: Reply,
 }
 
+/// An expert with its places: which of the answer's rows it makes, of which row.
+type Turn = (Arc<Expert>, Vec<(usize, usize)>);
+
 /// What a call computes.
 struct Work {
     held: Arc<Held>,
-    /// Each expert with its places: which of the answer's rows it makes, of which row.
-    experts: Vec<(Arc<Expert>, Vec<(usize, usize)>)>,
+    experts: Vec<Turn>,
     rows: Vec<f32>,
     /// Numbers of a row.
     hidden: usize,
@@ -357,7 +359,7 @@ impl Holdings {
         if places.len() > share_rows(hidden) {
             return Err(invalid(format!("an answer of {} rows would not fit a frame", places.len())));
         }
-        let mut experts: BTreeMap<u32, (Arc<Expert>, Vec<(usize, usize)>)> = BTreeMap::new();
+        let mut experts: BTreeMap<u32, Turn> = BTreeMap::new();
         for (slot, &(row, expert)) in places.iter().enumerate() {
             let row = row as usize;
             if row >= count {

@@ -97,10 +97,10 @@ impl Link {
             return answered(Err(closed(&reason)));
         }
         // A queue that is full has long stopped moving.
-        if let Err(error) = self.frames.try_send(frame) {
-            if let Some(mut answered) = self.waiting.leave(id) {
-                answered(Err(closed(&error)));
-            }
+        if let Err(error) = self.frames.try_send(frame)
+            && let Some(mut answered) = self.waiting.leave(id)
+        {
+            answered(Err(closed(&error)));
         }
     }
 }

@@ -142,7 +142,7 @@ impl Store {
         for Extent { file, offset, bytes } in choose(&files)? {
             parts.entry(file).or_default().push(offset..offset.saturating_add(bytes));
         }
-        parts.values_mut().for_each(|ranges| joined(ranges));
+        parts.values_mut().for_each(join);
         Ok(self.finish_scope(work, Scope::Parts(parts), progress).await?)
     }
 
@@ -215,7 +215,7 @@ impl Store {
 }
 
 /// Puts ranges in order, and makes one of those that touch.
-fn joined(ranges: &mut Vec<Range<u64>>) {
+fn join(ranges: &mut Vec<Range<u64>>) {
     ranges.sort_by_key(|range| range.start);
     let mut whole: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
     for range in ranges.drain(..) {

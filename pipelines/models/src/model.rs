@@ -28,6 +28,7 @@ use crate::layers::moe::Experts;
 use crate::rules::Loader;
 use crate::spec::Spec;
 use crate::stack::Stack;
+use crate::usage::ExpertUsage;
 
 /// What a model is asked.
 #[derive(Clone, Debug, Default)]
@@ -292,6 +293,27 @@ impl Model {
             // Other families have none.
             _ => {}
         }
+    }
+
+    /// Has the routers of all layers say what they choose.
+    pub fn watch_experts(&mut self, usage: &Arc<ExpertUsage>) {
+        match self {
+            Self::Decoder(model) => model.stack_mut().watch_experts(0, usage),
+            Self::EncoderDecoder(model) => {
+                let mut first = 0;
+                for stack in model.stacks_mut() {
+                    stack.watch_experts(first, usage);
+                    first += stack.spec().layers.len();
+                }
+            }
+            // Other families have none.
+            _ => {}
+        }
+    }
+
+    /// Where the routers say what they choose, if anywhere.
+    pub fn expert_usage(&self) -> Option<&Arc<ExpertUsage>> {
+        self.stacks().into_iter().find_map(Stack::expert_usage)
     }
 
     /// Answers all that the model's class answers.

@@ -26,6 +26,7 @@ use crate::layers::rope::{Place, Rope};
 use crate::layers::rwkv::{ChannelMix, TimeMix};
 use crate::rules::Loader;
 use crate::spec::{BiasSpec, FfnSpec, LayerSpec, MixerSpec, ResidualSpec, StackSpec};
+use crate::usage::{ExpertUsage, Watched};
 
 /// A stack with its weights.
 #[derive(Debug)]
@@ -236,6 +237,23 @@ impl Stack {
                 moe.set_experts(experts.clone());
             }
         }
+    }
+
+    /// Has the routers of all layers say what they choose; `first` is the number of this stack's first layer in the model.
+    pub fn watch_experts(&mut self, first: usize, usage: &Arc<ExpertUsage>) {
+        for (number, layer) in self.layers.iter_mut().enumerate() {
+            if let Ffn::Experts(moe) = &mut layer.ffn {
+                moe.watch(Watched { usage: usage.clone(), layer: first + number });
+            }
+        }
+    }
+
+    /// Where the routers say what they choose.
+    pub fn expert_usage(&self) -> Option<&Arc<ExpertUsage>> {
+        self.layers.iter().find_map(|layer| match &layer.ffn {
+            Ffn::Experts(moe) => moe.watched().map(|watched| &watched.usage),
+            _ => None,
+        })
     }
 
     /// All layers and the norm after them.

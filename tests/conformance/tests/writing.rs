@@ -18,6 +18,7 @@ fn writes_as_the_pipeline(name: &str) -> Result<()> {
 #[test]
 fn texts_and_conversations_go_on() -> Result<()> {
     writes_as_the_pipeline("text-generation")?;
+    writes_as_the_pipeline("text-generation-experts")?;
     writes_as_the_pipeline("text-generation-prefix")
 }
 

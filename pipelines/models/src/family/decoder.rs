@@ -287,7 +287,7 @@ impl Decoder {
         self.stack.spec().layers.len()
     }
 
-    /// Its layers, to have somebody else work out their experts.
+    /// Its layers, to have somebody else work out their experts, or look at what is chosen.
     pub fn stack_mut(&mut self) -> &mut Stack {
         &mut self.stack
     }

@@ -104,7 +104,7 @@ impl EncoderDecoder {
         std::iter::once(&self.encoder).chain(&self.decoder)
     }
 
-    /// The same, to have somebody else work out their experts.
+    /// The same, to have somebody else work out their experts, or look at what is chosen.
     pub fn stacks_mut(&mut self) -> impl Iterator<Item = &mut Stack> {
         std::iter::once(&mut self.encoder).chain(&mut self.decoder)
     }

@@ -14,6 +14,7 @@ use crate::layers::mlp::Mlp;
 use crate::layers::sparse_mixer::sparse_mixer;
 use crate::rules::Loader;
 use crate::spec::{MoeSpec, RouterScores, RouterSpec};
+use crate::usage::Watched;
 
 /// Who works out the parts of a layer.
 pub trait Experts: std::fmt::Debug + Send + Sync {
@@ -34,6 +35,7 @@ pub struct Moe {
     router: Router,
     experts: Arc<dyn Experts>,
     shared: Option<Shared>,
+    watched: Option<Watched>,
 }
 
 #[derive(Debug)]
@@ -117,7 +119,18 @@ impl Moe {
             router: Router::load(loader, &format!("{name}.router"), spec, hidden)?,
             experts,
             shared: shared.transpose()?,
+            watched: None,
         })
+    }
+
+    /// Has the router say what it chooses.
+    pub fn watch(&mut self, watched: Watched) {
+        self.watched = Some(watched);
+    }
+
+    /// Who is told what the router chooses.
+    pub fn watched(&self) -> Option<&Watched> {
+        self.watched.as_ref()
     }
 
     /// Has somebody else work out the experts.
@@ -137,6 +150,10 @@ impl Moe {
             weights = without_padding(&weights, rows, absent).map_err(at())?;
         }
         let parts = self.experts.forward(self.layer, x, &places)?;
+        // While a pass is recorded, nothing is chosen yet.
+        if let Some(Watched { usage, layer }) = self.watched.as_ref().filter(|_| !places.is_recorded()) {
+            usage.count(*layer, &places.to_whole().map_err(at())?);
+        }
         let mut sum: Option<Tensor> = None;
         for choice in 0..weights.dims()[1] {
             let mut add = || {

@@ -14,6 +14,7 @@ use accel_models::layers::mlp::Mlp;
 use accel_models::layers::moe::Experts;
 use accel_models::model::{Inputs, Model};
 use accel_models::share::{Anatomy, Part, Parts, Share, mixtures};
+use accel_models::usage::ExpertUsage;
 
 use crate::kept::{Kept, bits, tokens};
 
@@ -93,6 +94,8 @@ struct Elsewhere {
     process: Child,
     stream: Mutex<TcpStream>,
     here: Held,
+    /// How many rows each expert worked out.
+    rows: Mutex<BTreeMap<(usize, usize), u64>>,
     engine: Engine,
 }
 
@@ -111,10 +114,11 @@ impl Elsewhere {
             .spawn()
             .unwrap();
         let stream = Mutex::new(listener.accept().unwrap().0);
-        Self { process, stream, here, engine: engine.clone() }
+        Self { process, stream, here, rows: Mutex::default(), engine: engine.clone() }
     }
 
     fn row(&self, layer: usize, expert: usize, x: &Tensor) -> Vec<f32> {
+        *self.rows.lock().unwrap().entry((layer, expert)).or_default() += 1;
         if let Some(here) = self.here.get(&(layer, expert)) {
             return here.forward(x).unwrap().to_vec().unwrap();
         }
@@ -180,8 +184,12 @@ fn experts_of_another_process_give_the_same_bits() {
     let engine = Engine::cpu(1).unwrap();
     let mut layers = 0;
     for kept in Kept::all(|spec| !mixtures(spec).is_empty()) {
-        let whole = answer(&kept.model(&engine), &engine);
         let spec = kept.spec();
+        let mut model = kept.model(&engine);
+        let whole = answer(&model, &engine);
+        let usage = Arc::new(ExpertUsage::of(&spec).unwrap());
+        model.watch_experts(&usage);
+        assert!(answer(&model, &engine) == whole, "{}: watched", kept.name);
         layers += mixtures(&spec).len();
         let depth = accel_models::share::stacks(&spec).iter().map(|(_, stack)| stack.layers.len()).sum();
         let dense = Share { ends: true, layers: (0..depth).collect(), ..Share::default() };
@@ -189,8 +197,20 @@ fn experts_of_another_process_give_the_same_bits() {
         let loader = parts.loader(Some(&dense));
         let mut model = Model::load(&loader, spec).unwrap();
         loader.finish().unwrap();
-        model.set_experts(&(Arc::new(Elsewhere::start(kept.directory.path(), &engine, here)) as Arc<dyn Experts>));
+        let elsewhere = Arc::new(Elsewhere::start(kept.directory.path(), &engine, here));
+        model.set_experts(&(elsewhere.clone() as Arc<dyn Experts>));
+        let spread = Arc::new(ExpertUsage::of(&kept.spec()).unwrap());
+        model.watch_experts(&spread);
         assert!(answer(&model, &engine) == whole, "{}", kept.name);
+        // What was counted is what was worked out, wherever that is.
+        let rows = elsewhere.rows.lock().unwrap();
+        for layer in spread.layers() {
+            let (number, tokens) = (layer.layer(), layer.tokens());
+            let worked = |expert| rows.get(&(number, expert)).copied().unwrap_or(0);
+            let worked: Vec<u64> = (0..layer.experts()).map(worked).collect();
+            assert_eq!((tokens, layer.routed()), (8, &worked[..]), "{}: layer {number}", kept.name);
+        }
+        assert_eq!(usage.layers(), spread.layers(), "{}", kept.name);
     }
     assert!(layers > 1);
 }
