@@ -64,7 +64,9 @@ impl Advertiser {
         let mut models: Vec<HeldModel> = pinned
             .iter()
             .rev()
-            .filter(|root| !root.part && matches!(root.kind, RootKind::Gguf | RootKind::HuggingFace))
+            // Of what is here in part, only what runs with the parts of others.
+            .filter(|root| !root.part || loaded.iter().any(|loaded| loaded.cid == root.cid))
+            .filter(|root| matches!(root.kind, RootKind::Gguf | RootKind::HuggingFace))
             .map(|root| {
                 let model = ModelRef::from(root.cid);
                 HeldModel { loaded: loaded.iter().any(|loaded| loaded.cid == model.cid), model, bytes: root.bytes }

@@ -80,19 +80,27 @@ impl FrameReader {
         }
     }
 
-    /// The same from a peer that has to begin a frame within `idle`, and to end it within `whole`.
+    /// The same from a peer that has to begin a frame within `idle`, unless it `may_rest` then, and to end it within `whole`.
     ///
     /// # Errors
     /// When it does not, and as `receive`.
     pub async fn receive_within<T: DeserializeOwned>(
         &mut self,
         idle: Duration,
+        may_rest: impl Fn() -> bool,
         whole: Duration,
     ) -> Result<Option<T>, SwarmError> {
         let peer = self.peer;
-        let silent = |within| move |_| SwarmError::Silent { peer, within };
-        match tokio::time::timeout(idle, self.begin()).await.map_err(silent(idle))?? {
-            Some(begun) => tokio::time::timeout(whole, self.rest(begun)).await.map_err(silent(whole))?.map(Some),
+        let silent = |within| SwarmError::Silent { peer, within };
+        let begun = loop {
+            match tokio::time::timeout(idle, self.begin()).await {
+                Ok(begun) => break begun?,
+                Err(_) if may_rest() => {}
+                Err(_) => return Err(silent(idle)),
+            }
+        };
+        match begun {
+            Some(begun) => tokio::time::timeout(whole, self.rest(begun)).await.map_err(|_| silent(whole))?.map(Some),
             None => Ok(None),
         }
     }

@@ -166,11 +166,13 @@ impl Scheduler {
 
     /// A job's way when it was submitted here: from place to place until one brings it to an end.
     async fn drive(&self, job: Arc<Job>, first: Option<PeerId>) {
+        let own = self.shared.swarm.id();
+        // Who says how a model is to run on this node wants it to run on this node.
+        let wished = || self.shared.config.serve && self.shared.models.coordinator().has_wish(&job.spec.model);
         let mut first = match first {
-            Some(peer) if peer == self.shared.swarm.id() => Some(Place::Here),
-            // Who says how a model is to run on this node wants it to run on this node.
-            None if self.shared.models.coordinator().has_wish(&job.spec.model) => Some(Place::Here),
-            first => first.map(Place::Peer),
+            Some(peer) if peer != own => Some(Place::Peer(peer)),
+            Some(_) => Some(Place::Here),
+            None => wished().then_some(Place::Here),
         };
         let mut tried = Vec::new();
         let mut answered = Answered::default();

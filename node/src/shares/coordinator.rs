@@ -329,7 +329,7 @@ impl Coordinator {
         let elsewhere = async {
             let asked = others.iter().filter_map(|member| Some((member.peer?, &member.share)));
             let asked = asked.filter(|(_, share)| !share.experts.is_empty());
-            let asked: FuturesUnordered<_> = asked.map(|(peer, share)| self.hold(model, peer, share)).collect();
+            let asked: FuturesUnordered<_> = asked.map(|(peer, share)| self.hold(model, &known, peer, share)).collect();
             asked.collect::<Vec<_>>().await
         };
         let (here, held) = tokio::join!(here, elsewhere);
@@ -378,12 +378,13 @@ impl Coordinator {
     pub(super) async fn hold(
         &self,
         model: &ModelRef,
+        known: &Known,
         peer: PeerId,
         share: &Share,
     ) -> Result<(Arc<Remote>, Vec<Place>), JobError> {
         let mut attempt = 1;
         loop {
-            match self.try_hold(model, peer, share).await {
+            match self.try_hold(model, known.costs.hidden, peer, share).await {
                 Err(error) if error.code == ErrorCode::WorkerLost && attempt < ATTEMPTS => {
                     tracing::debug!(%peer, %error, attempt, "a peer is asked again to hold its experts");
                     attempt += 1;
@@ -396,6 +397,7 @@ impl Coordinator {
     async fn try_hold(
         &self,
         model: &ModelRef,
+        hidden: usize,
         peer: PeerId,
         share: &Share,
     ) -> Result<(Arc<Remote>, Vec<Place>), JobError> {
@@ -416,8 +418,12 @@ impl Coordinator {
             Ok(_) => return Err(lost("it answered something else".to_owned())),
             Err(reason) => return Err(lost(reason)),
         }
-        let (round_trip, _) = way(&link, 1).await.map_err(lost)?;
-        let remote = Remote::new(peer, link, holding, round_trip);
+        let (round_trip, _) = way(&link, hidden).await.map_err(lost)?;
+        let row = match share.experts.first() {
+            Some(&place) => one_row(&link, holding, place, hidden).await.map_err(lost)?,
+            None => 0.0,
+        };
+        let remote = Remote::new(peer, link, holding, round_trip, row);
         Ok((Arc::new(remote), share.experts.iter().copied().collect()))
     }
 }
@@ -488,6 +494,17 @@ async fn way(link: &Link, hidden: usize) -> Result<(f64, f64), String> {
     let long = median(LONG_ECHO, 3).await?;
     // There and back.
     Ok((short, 8.0 * LONG_ECHO as f64 / (long - short).max(1e-6)))
+}
+
+/// Seconds that a peer computes a row of an expert that it holds: its first, so no less than others will take.
+async fn one_row(link: &Link, holding: u32, (layer, expert): Place, hidden: usize) -> Result<f64, String> {
+    let rows = Floats(vec![1.0; hidden]);
+    let ask = ExpertAsk::Forward { holding, layer: layer as u32, places: vec![(0, expert as u32)], rows };
+    match ask_for(link, ask).await? {
+        ShareAnswer::Rows { micros, .. } => Ok(Duration::from_micros(micros).as_secs_f64()),
+        ShareAnswer::Failed(error) => Err(error.to_string()),
+        _ => Err("it answered something else".to_owned()),
+    }
 }
 
 /// The experts of a model that is here in part.

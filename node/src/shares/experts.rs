@@ -27,15 +27,17 @@ use crate::memory::{Memory, Reserved};
 /// A call that takes so many times what it should is late,
 const PATIENCE: f64 = 8.0;
 /// unless that is less than this: a busy machine may take so long to do anything,
-const LEAST_PATIENCE: Duration = Duration::from_millis(300);
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 /// and no call gets more.
 const MOST_PATIENCE: Duration = Duration::from_secs(5);
 /// A peer that is late so often in a row is asked no more before it has answered.
 const LATE: u32 = 2;
-/// A peer is slow when the way to it takes so many times what it did,
+/// A call is slow when its way takes so many times what the way to its peer usually does,
 const SLOW: f64 = 5.0;
-/// and so much more.
+/// and so much more;
 const SLOWER: Duration = Duration::from_millis(20);
+/// and a peer whose calls are slow so often in a row is slow: a busy machine may stumble.
+const SLOW_CALLS: u32 = 16;
 /// How much the newest call counts in a peer's pace.
 const NEWEST: f64 = 0.2;
 
@@ -109,12 +111,14 @@ pub struct Pace {
     pub row: f64,
     /// Calls that were late one after the other.
     pub late: u32,
+    /// Calls that were slow one after the other.
+    pub slow: u32,
 }
 
 impl Remote {
-    /// A peer that holds experts under that name.
-    pub fn new(peer: PeerId, link: Arc<Link>, holding: u32, usual: f64) -> Self {
-        let pace = Pace { transport: usual, row: 0.0, late: 0 };
+    /// A peer that holds experts under that name; `usual` seconds away, and with `row` seconds for a row.
+    pub fn new(peer: PeerId, link: Arc<Link>, holding: u32, usual: f64, row: f64) -> Self {
+        let pace = Pace { transport: usual, row, late: 0, slow: 0 };
         Self { peer, link, holding, usual, pace: Mutex::new(pace) }
     }
 
@@ -126,7 +130,7 @@ impl Remote {
     /// Whether it answers, and about as fast as it did at first.
     pub fn is_well(&self) -> bool {
         let pace = self.pace();
-        self.is_open() && pace.late < LATE && pace.transport < SLOW * self.usual + SLOWER.as_secs_f64()
+        self.is_open() && pace.late < LATE && pace.slow < SLOW_CALLS
     }
 
     /// How fast it answers.
@@ -153,7 +157,9 @@ impl Remote {
     fn took(&self, rows: usize, elapsed: Duration, there: Duration) {
         let mut pace = self.paced();
         let newest = |old: &mut f64, new: f64| *old += NEWEST * (new - *old);
-        newest(&mut pace.transport, elapsed.saturating_sub(there).as_secs_f64());
+        let way = elapsed.saturating_sub(there).as_secs_f64();
+        pace.slow = if way > SLOW * self.usual + SLOWER.as_secs_f64() { pace.slow + 1 } else { 0 };
+        newest(&mut pace.transport, way);
         newest(&mut pace.row, there.as_secs_f64() / rows.max(1) as f64);
         pace.late = 0;
     }

@@ -36,8 +36,6 @@ use crate::swarm::SwarmError;
 const STREAMS: usize = 64;
 /// A stream on which nothing is held, and nothing said, is closed.
 const IDLE: Duration = Duration::from_secs(10);
-/// On others a peer may be silent for a day: models rest at night.
-const AT_REST: Duration = Duration::from_secs(24 * 60 * 60);
 /// A request that has begun must be whole within this time.
 const HALF_A_REQUEST: Duration = Duration::from_secs(10);
 /// A peer that takes no answers for so long is let go.
@@ -169,8 +167,9 @@ impl Holder {
         let holdings = Holdings::default();
         let loads = TaskTracker::new();
         loop {
-            let idle = if holdings.is_empty() && loads.is_empty() { IDLE } else { AT_REST };
-            let request = reader.receive_within(idle, HALF_A_REQUEST).await?;
+            // Models rest at night; a stream for none is of no use.
+            let may_rest = || !holdings.is_empty() || !loads.is_empty();
+            let request = reader.receive_within(IDLE, may_rest, HALF_A_REQUEST).await?;
             let Some(ExpertRequest { id, ask }) = request else { return Ok(()) };
             let arrived = Instant::now();
             // A peer that sends faster than this node computes is read no further.

@@ -56,7 +56,7 @@ async fn mend(coordinator: &Coordinator, model: &ModelRef, known: &Known, spread
         others.retain(|machine| machine.peer.is_some_and(|peer| !avoided.contains(&peer)));
         let (dealt, mut left) = plan::deal_again(known.costs(), &others, &homeless);
         for (peer, share) in dealt {
-            match coordinator.hold(model, peer, &share).await {
+            match coordinator.hold(model, known, peer, &share).await {
                 Ok((remote, places)) => spread.add(&remote, places),
                 Err(error) => {
                     tracing::warn!(%peer, %error, "a peer does not take experts over");

@@ -16,8 +16,8 @@ use libp2p::PeerId;
 
 use super::experts::Place;
 
-/// How much faster a model must be on more machines, so that it is not spread for nothing.
-const WORTH: f64 = 1.05;
+/// How much faster a model must be on more machines: a prediction may be off by so much.
+const WORTH: f64 = 1.2;
 /// Tokens of the prompt that the time to the first token is told for.
 pub const PROMPT_TOKENS: usize = 128;
 /// Draws of experts that a prediction is the mean of.

@@ -108,6 +108,8 @@ impl Moe {
             let gate = shared.gated.then(|| loader.linear(&format!("{name}.shared_gate"), 1, hidden, false));
             Ok::<_, ModelError>(Shared { mlp, gate: gate.transpose()? })
         });
+        // Before the experts: a count that is not the file's shows in one tensor.
+        let router = Router::load(loader, &format!("{name}.router"), spec, hidden)?;
         let experts: Arc<dyn Experts> = if loader.has_experts(layer, spec.experts) {
             Arc::new(LocalExperts::load(loader, name, spec, hidden)?)
         } else {
@@ -116,7 +118,7 @@ impl Moe {
         Ok(Self {
             name: loader.name(name),
             layer: loader.layer_number(layer),
-            router: Router::load(loader, &format!("{name}.router"), spec, hidden)?,
+            router,
             experts,
             shared: shared.transpose()?,
             watched: None,
