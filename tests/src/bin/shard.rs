@@ -281,7 +281,9 @@ impl Speeds {
 fn median(values: &[f64]) -> f64 {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
+    // Of an even number, what lies between the two in the middle.
+    let middle = &values[values.len().saturating_sub(1) / 2..values.len().min(values.len() / 2 + 1)];
+    middle.iter().sum::<f64>() / middle.len().max(1) as f64
 }
 
 fn show(way: &Way) {
