@@ -12,7 +12,9 @@ const SIDE: usize = 1024;
 const BYTES: usize = 96 << 20;
 /// Tokens of a prompt's step.
 const TOKENS: usize = 64;
-const TIME: Duration = Duration::from_millis(80);
+/// Of several short looks the fastest counts: others at work make this machine slower, and nothing makes it faster.
+const LOOKS: usize = 5;
+const TIME: Duration = Duration::from_millis(30);
 /// A byte that is a small number in every format, so that none is a special case; and memory that is written is memory.
 const FILL: u8 = 0x3c;
 
@@ -25,7 +27,7 @@ pub struct Pace {
     pub gflops: f64,
 }
 
-/// Measures it, in about a fifth of a second.
+/// Measures it, in about a third of a second.
 ///
 /// # Errors
 ///
@@ -40,20 +42,23 @@ pub fn measure(engine: &Engine, dtype: Dtype) -> Result<Pace, TensorError> {
     let matrices = (0..BYTES.div_ceil(matrix_bytes)).map(matrix).collect::<Result<Vec<_>, TensorError>>()?;
     let rate = |tokens: usize| -> Result<f64, TensorError> {
         let x = Tensor::new(engine, vec![0.5; tokens * SIDE], &[tokens, SIDE])?;
-        let mut products = 0_u32;
         // The first goes through memory that was never read.
         for matrix in &matrices[..1] {
             x.linear(matrix)?;
         }
-        let start = Instant::now();
-        for matrix in matrices.iter().cycle() {
-            x.linear(matrix)?;
-            products += 1;
-            if start.elapsed() >= TIME {
-                break;
+        let mut matrices = matrices.iter().cycle();
+        let mut fastest = 0.0_f64;
+        for _ in 0..LOOKS {
+            let (start, mut products) = (Instant::now(), 0_u32);
+            while start.elapsed() < TIME
+                && let Some(matrix) = matrices.next()
+            {
+                x.linear(matrix)?;
+                products += 1;
             }
+            fastest = fastest.max(f64::from(products) / start.elapsed().as_secs_f64());
         }
-        Ok(f64::from(products) / start.elapsed().as_secs_f64())
+        Ok(fastest)
     };
     let flops = (2 * SIDE * SIDE * TOKENS) as f64;
     Ok(Pace { gbytes_per_second: rate(1)? * matrix_bytes as f64 / 1e9, gflops: rate(TOKENS)? * flops / 1e9 })

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 
 pub use body::{
     AddRequest, Added, Cut, ExpertsView, FilePart, FreedView, HolderView, JobBody, LayerExpertsView, Line, MemberView,
-    ModelParts, ModelView, NodeView, PlanBody, PlanView, PredictionView, Pulled, Split, SpreadView, TensorPart,
-    Transfer, WayView, default_deadline_ms,
+    ModelParts, ModelView, NodeView, PlanBody, PlanView, PredictionView, Pulled, Split, SpreadView, StageView,
+    TensorPart, Transfer, WayView, default_deadline_ms,
 };
 
 /// Prefix of every path.

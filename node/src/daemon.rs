@@ -19,7 +19,7 @@ use crate::config::{Config, StoreConfig};
 use crate::http;
 use crate::identity::{self, IdentityError};
 use crate::scheduler::{Models, Scheduler};
-use crate::shares::{Fetcher, Holder};
+use crate::shares::{ExpertHolder, Fetcher, StageHolder};
 use crate::store::{FetchOptions, Store, StoreError, StoreOptions};
 use crate::swarm::{Swarm, SwarmError};
 use crate::usage::Ledger;
@@ -110,7 +110,8 @@ impl Daemon {
             runtime: tokio::runtime::Handle::current(),
         };
         let models = Models::new(&config.jobs, memory, fetcher.clone(), Ledger::new(data_dir.join("usage")));
-        let holder = Holder::new(fetcher, models.clone(), config.jobs.serve);
+        let holder = ExpertHolder::new(fetcher.clone(), models.clone(), config.jobs.serve);
+        let stages = StageHolder::new(fetcher, models.clone(), config.jobs.serve);
         let scheduler = Scheduler::new(&config.jobs, models, store.clone(), swarm.clone());
         let node = Advertiser { swarm: swarm.clone(), store, scheduler: scheduler.clone(), devices };
 
@@ -122,7 +123,8 @@ impl Daemon {
         let told = records::run(node.store.clone(), swarm.peers().clone(), stop.clone());
         tasks.spawn(watched("provider records", told, stop.clone()));
         tasks.spawn(watched("peers' requests", serve::run(node.clone(), stop.clone()), stop.clone()));
-        tasks.spawn(watched("shares of models", holder.run(stop.clone()), stop.clone()));
+        tasks.spawn(watched("experts for peers", holder.run(stop.clone()), stop.clone()));
+        tasks.spawn(watched("layers for peers", stages.run(stop.clone()), stop.clone()));
         let shared = http::Shared { node, fetch, token: access.token.clone() };
         tasks.spawn(watched("the loopback interface", http::run(shared, listener, stop.clone()), stop.clone()));
 

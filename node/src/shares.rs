@@ -5,10 +5,13 @@
 
 mod coordinator;
 mod experts;
-mod holder;
 mod keeper;
 mod link;
+mod offers;
+mod pace;
 pub mod plan;
+mod serving;
+mod stages;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,9 +25,10 @@ use tokio::runtime::Handle;
 use crate::store::{BlockFiles, FetchOptions, FetchProgress, FetchReport, Store};
 use crate::swarm::Swarm;
 
-pub use coordinator::{Coordinator, Known};
-pub use holder::Holder;
+pub use coordinator::{Coordinator, Known, Running};
+pub use experts::holder::ExpertHolder;
 pub use plan::{Member, PROMPT_TOKENS, Plan, Prediction, Split, Way, Wish};
+pub use stages::holder::StageHolder;
 
 /// How long those who were found to have a model are asked without another look.
 const FRESH: Duration = Duration::from_secs(600);
@@ -91,6 +95,9 @@ impl Fetch {
             if let Some((layer, expert)) = missing {
                 let words = format!("{model} has no expert {expert} of layer {layer}");
                 return Err(JobError::new(ErrorCode::InvalidRequest, words));
+            }
+            if let Some(layer) = share.layers.iter().find(|&&layer| anatomy.bytes(Part::Layer(layer)) == 0) {
+                return Err(JobError::new(ErrorCode::InvalidRequest, format!("{model} has no layer {layer}")));
             }
             fits(anatomy.share_bytes(share))?;
             let mut extents = anatomy.share_extents(share);

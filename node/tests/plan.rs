@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use accel_models::share::Share;
 use accel_node::shares::plan::{Costs, LayerCosts, Machine, Plan, Split, Wish, plan};
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
@@ -30,7 +31,7 @@ fn machine(number: u8) -> Machine {
         flops: 1e11,
         round_trip: 5e-4,
         bandwidth: 1e9,
-        on_disk: BTreeSet::new(),
+        on_disk: Share::default(),
         whole: false,
     }
 }
@@ -92,7 +93,7 @@ fn a_machine_that_comes_or_goes_moves_few_experts() {
 fn what_is_on_disk_stays_where_it_is() {
     let mut machines = [own(), machine(1), machine(2)];
     let held: BTreeSet<_> = mixture().places().filter(|place| place.1 < 8).collect();
-    machines[2].on_disk = held.clone();
+    machines[2].on_disk.experts = held.clone();
     let plan = spread(&machines);
     let way = plan.way().expect("there is a way");
     let of_second = way.members.iter().find(|member| member.peer == machines[2].peer).expect("it takes part");
@@ -127,6 +128,77 @@ fn what_fits_no_memory_is_spread_or_said() {
     }
     let nobody = plan(&mixture(), &[own, small(1)], &Wish::default());
     assert!(nobody.way().is_none() && nobody.why.contains("memory"), "{}", nobody.why);
+}
+
+/// 32 layers without experts.
+fn dense() -> Costs {
+    let layer = LayerCosts { dense: 100 * MB, experts: 0, chosen: 0, expert: 0 };
+    Costs { bytes: 3400 * MB, ends: 200 * MB, head: 100 * MB, layers: vec![layer; 32], ..mixture() }
+}
+
+/// Layers that each member has, which follow one another.
+fn ranges(plan: &Plan) -> Vec<usize> {
+    let way = plan.way().expect("there is a way");
+    let mut next = 0;
+    for member in &way.members {
+        let layers: Vec<usize> = member.share.layers.iter().copied().collect();
+        assert_eq!(layers, (next..next + layers.len()).collect::<Vec<_>>());
+        next += layers.len();
+    }
+    assert_eq!(next, 32);
+    way.members.iter().map(|member| member.share.layers.len()).collect()
+}
+
+#[test]
+fn layers_are_dealt_in_ranges_by_speed_and_within_memory() {
+    let wish = Wish { split: Split::Stages, ..Wish::default() };
+    let two = |machines: &[Machine]| {
+        let peers = machines.iter().filter_map(|machine| machine.peer).collect();
+        ranges(&plan(&dense(), machines, &Wish { peers, ..wish.clone() }))
+    };
+    assert_eq!(two(&[own(), machine(1)]), [16, 16]);
+    assert_eq!(two(&[own(), Machine { bytes_per_second: 3e10, ..machine(1) }]), [8, 24]);
+    // The first has the ends too, and an eighth is for sequences.
+    let small = Machine { memory_bytes: 1200 * MB, ..own() };
+    assert_eq!(two(&[small, machine(1)]), [8, 24]);
+    assert_eq!(two(&[Machine { memory_bytes: 250 * MB, ..own() }, machine(1), machine(2)]), [0, 16, 16]);
+}
+
+#[test]
+fn a_dense_model_that_fits_nobody_is_split_by_layers_and_one_that_fits_is_not() {
+    let small = |number| Machine { memory_bytes: 2000 * MB, ..machine(number) };
+    let own_small = Machine { memory_bytes: 2000 * MB, ..own() };
+    let split = plan(&dense(), &[own_small, small(1), small(2)], &Wish::default());
+    assert_eq!(split.way().map(|way| way.split), Some(Split::Stages), "{}", split.why);
+    let alone = plan(&dense(), &[own(), machine(1)], &Wish::default());
+    assert_eq!(alone.way().map(|way| way.split), Some(Split::Solo), "{}", alone.why);
+}
+
+#[test]
+fn stages_cost_a_round_trip_each_and_their_layers() {
+    let peers = [machine(1), machine(2)].iter().filter_map(|machine| machine.peer).collect();
+    let wish = Wish { split: Split::Stages, peers, experts_elsewhere: false };
+    let plan = plan(&dense(), &[own(), machine(1), machine(2)], &wish);
+    let terms = plan.way().and_then(|way| way.outcome.clone().ok()).expect("it can be done").terms;
+    assert!((terms.trips - 2.0).abs() < 1e-9, "{terms:?}");
+    // 32 layers of 100 MB and the head's at 10 GB/s, in three parts.
+    assert!((terms.here + terms.elsewhere - 0.33).abs() < 1e-9, "{terms:?}");
+    assert!((terms.round_trips - 0.001).abs() < 1e-4, "{terms:?}");
+}
+
+#[test]
+fn experts_of_layers_elsewhere_may_be_with_others() {
+    let machines = [own(), machine(1), machine(2)];
+    let peers = machines.iter().filter_map(|machine| machine.peer).collect();
+    let plan = plan(&mixture(), &machines, &Wish { split: Split::Both, peers, experts_elsewhere: false });
+    let way = plan.way().expect("there is a way");
+    let mut all: BTreeSet<(usize, usize)> = BTreeSet::new();
+    for member in &way.members {
+        assert_eq!(member.share.layers.len(), 8);
+        assert!(member.share.experts.iter().any(|place| !member.share.layers.contains(&place.0)));
+        all.extend(member.share.experts.iter().copied());
+    }
+    assert_eq!(all.len(), 24 * 16);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Who steps when, and how many tokens each job may have, is the caller's plan; a pipeline only does as planned. It is
 //! owned by one thread.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use accel_backends::files::ModelFiles;
@@ -15,6 +16,7 @@ use accel_models::share::{Parts, Share};
 use accel_models::spec::Spec;
 use accel_models::spec::encoder::EncoderHead;
 use accel_models::spec::encoder_decoder::SourceSpec;
+use accel_models::stage::Stage;
 use accel_models::usage::ExpertUsage;
 use accel_protocol::{Arithmetic, JobError, JobEvent, JobId, JobSpec, Task};
 
@@ -40,6 +42,9 @@ pub struct LoadOptions {
     /// The most memory for weights and sequences together; none for no bound.
     pub memory_bytes: Option<u64>,
 }
+
+/// Losses of stages after which a job is given up.
+pub(crate) const LOSSES: usize = 32;
 
 /// What a job will take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,8 +100,10 @@ pub fn arithmetic() -> Arithmetic {
 pub struct Elsewhere {
     /// The parts that are here.
     pub share: Share,
-    /// Who works out the experts of all layers.
-    pub experts: Arc<dyn Experts>,
+    /// Who works out the experts of the layers that are here; none where they are here too.
+    pub experts: Option<Arc<dyn Experts>>,
+    /// Who works out which layers, counted through all stacks.
+    pub stages: Vec<(Range<usize>, Arc<dyn Stage>)>,
 }
 
 /// Loads a model.
@@ -149,7 +156,10 @@ pub fn load_parts(
         let loader = parts.loader(elsewhere.map(|elsewhere| &elsewhere.share));
         let mut model = Model::load(&loader, spec)?;
         if let Some(elsewhere) = elsewhere {
-            model.set_experts(&elsewhere.experts);
+            elsewhere.stages.iter().try_for_each(|(range, stage)| model.set_stage(range.clone(), stage.clone()))?;
+            if let Some(experts) = &elsewhere.experts {
+                model.set_experts(experts);
+            }
         }
         // A router is here, whoever has the experts.
         if let Some(usage) = &usage {

@@ -39,7 +39,7 @@ use crate::error::PipelineError;
 use crate::generation::answer::Answer;
 use crate::generation::sampling::{self, NotNumbers};
 use crate::generation::settings::{Custom, Settings};
-use crate::pipeline::{Cost, LoadOptions, Pipeline, StepPlan};
+use crate::pipeline::{Cost, LOSSES, LoadOptions, Pipeline, StepPlan};
 use crate::tokenizer::Tokenizer;
 use beams::{Beams, Limits, Logprob, Next};
 pub use reader::Reader;
@@ -92,6 +92,8 @@ struct Job {
     search: Search,
     answer: Answer,
     state_bytes: u64,
+    /// Times that stages lost what they kept of it.
+    losses: usize,
     started: Option<Instant>,
     answering: Option<Instant>,
     /// The job has nothing left to do but say so.
@@ -168,7 +170,13 @@ impl SequencePipeline {
             self.end(id, reason, out);
             return Ok(());
         }
-        let logits = job.read_on(&self.model, self.extent.vocabulary, &self.engine)?;
+        let logits = match job.read_on(&self.model, self.extent.vocabulary, &self.engine) {
+            Err(PipelineError::Model(ModelError::Lost { .. })) if job.losses < LOSSES => {
+                job.begin_again();
+                return Ok(());
+            }
+            logits => logits?,
+        };
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         if matches!(job.search, Search::Beams { .. }) {
             self.search(id, logits, out)
@@ -301,6 +309,19 @@ impl SequencePipeline {
 }
 
 impl Job {
+    /// Begins again what stages have lost; what was said of this window is read in, not said again.
+    fn begin_again(&mut self) {
+        self.losses += 1;
+        if self.before + self.told > self.prior.len() {
+            // Of windows before this one nothing is read in.
+            self.prior.resize(self.before, 0);
+            self.prior.extend(self.said.iter().take(self.told).map(|(token, _)| *token));
+        }
+        self.said.clear();
+        self.told = 0;
+        self.search = Search::Waiting { forced: Vec::new() };
+    }
+
     /// Reads what is not read yet: what is given and what the answer begins with, or the last token of each sequence.
     /// Answers the logits of what follows each: `[vocabulary]`.
     fn read_on(&mut self, model: &Model, vocabulary: usize, engine: &Engine) -> Result<Vec<Vec<f32>>, PipelineError> {
@@ -326,7 +347,9 @@ impl Job {
                 }
                 let prompt = self.prompt.tokens.clone();
                 self.search = if self.beams == 1 {
-                    if let Source::Whole(inputs) = &mut self.source {
+                    if let Source::Whole(inputs) = &mut self.source
+                        && !model.has_stages()
+                    {
                         // It is read once, and a picture is large.
                         *inputs = Inputs::default();
                     }
@@ -492,6 +515,7 @@ impl Pipeline for SequencePipeline {
             search: Search::Waiting { forced: Vec::new() },
             answer,
             state_bytes,
+            losses: 0,
             started: None,
             answering: None,
             ended: None,

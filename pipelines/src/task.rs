@@ -28,7 +28,7 @@ use accel_protocol::{
 
 use crate::admission;
 use crate::error::PipelineError;
-use crate::pipeline::{Cost, Pipeline, StepPlan};
+use crate::pipeline::{Cost, LOSSES, Pipeline, StepPlan};
 
 /// How a model's head is asked, and what its answers mean.
 pub trait Head: Send {
@@ -77,6 +77,8 @@ struct Job<R> {
     results: Vec<TaskResult>,
     result_bytes: usize,
     tokens: u32,
+    /// Times that stages lost what they were sent of it.
+    losses: usize,
     started: Option<Instant>,
 }
 
@@ -95,7 +97,14 @@ impl<H: Head> TaskPipeline<H> {
             Instant::now()
         });
         if let Some(reading) = job.readings.get(job.results.len()) {
-            let result = self.head.answer(&self.model, job.task, &job.options, reading)?;
+            let result = match self.head.answer(&self.model, job.task, &job.options, reading) {
+                // It is read again with the next step.
+                Err(PipelineError::Model(ModelError::Lost { .. })) if job.losses < LOSSES => {
+                    job.losses += 1;
+                    return Ok(());
+                }
+                result => result?,
+            };
             let bytes = frame::encode(&result).map(|bytes| bytes.len()).unwrap_or(usize::MAX);
             job.result_bytes = job.result_bytes.saturating_add(bytes);
             if job.result_bytes > RESULT_BYTES {
@@ -135,7 +144,7 @@ impl<H: Head> Pipeline for TaskPipeline<H> {
         let readings = self.head.prepare(spec.task, &spec.input)?;
         let tokens = readings.iter().map(H::tokens).sum::<usize>() as u32;
         let (task, options, results) = (spec.task, spec.options.clone(), Vec::new());
-        let job = Job { task, options, readings, results, result_bytes: 0, tokens, started: None };
+        let job = Job { task, options, readings, results, result_bytes: 0, tokens, losses: 0, started: None };
         self.jobs.insert(spec.id, job);
         Ok(Cost { prompt_tokens: tokens, memory_bytes: 0 })
     }

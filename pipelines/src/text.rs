@@ -8,10 +8,16 @@
 //! `generation_config.json` hold (penalties, n-grams, what is suppressed or forced, the least length). Draws and lengths
 //! are for whoever asks, as with any server of chats: without a temperature the likeliest token is taken, whatever the
 //! files say, and an answer has as many tokens as were asked for. Text is what the tokens say; no space is taken away.
+//!
+//! Where stages elsewhere work out some of the layers, the jobs go through the model in several flights, one in each
+//! place, and the chunks of a prompt one behind the other. What a stage kept of a job it may lose; all jobs are then read
+//! again from their beginnings, and go on with the very next token.
+
+mod flights;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use accel_backends::files::ModelFiles;
 use accel_backends::tensor::Engine;
@@ -29,8 +35,9 @@ use crate::generation::answer::Answer;
 use crate::generation::rules::Rules;
 use crate::generation::sampling::{self, NotNumbers};
 use crate::generation::settings::{Custom, Settings, unsupported};
-use crate::pipeline::{Cost, LoadOptions, Pipeline, StepPlan};
+use crate::pipeline::{Cost, LOSSES, LoadOptions, Pipeline, StepPlan};
 use crate::tokenizer::Tokenizer;
+use flights::{Flight, Flights, Landing};
 
 /// A decoder that works on jobs.
 pub struct TextPipeline {
@@ -43,7 +50,15 @@ pub struct TextPipeline {
     state_bytes_max: Option<u64>,
     context: usize,
     jobs: BTreeMap<JobId, Job>,
+    flights: Flights,
+    /// Times that a stage lost what it kept since the last token.
+    losses: usize,
 }
+
+/// Chunks of a prompt that are under way at most: enough for each place to have one to work on, and one to go on with.
+const CHUNKS: usize = 4;
+/// How long a step waits for what is under way; then the caller may look after other things.
+const WAIT: Duration = Duration::from_millis(10);
 
 struct Job {
     slot: usize,
@@ -52,8 +67,12 @@ struct Job {
     /// The prompt, then the answer.
     tokens: Vec<u32>,
     prompt: usize,
-    /// Tokens whose keys and values are kept.
+    /// Tokens whose keys and values are kept, or will be when what is under way has arrived.
     read: usize,
+    /// Flights that it is on.
+    flights: usize,
+    /// Nobody wants it any more, but it is on flights, and its slot is not free.
+    left: bool,
     answer: Answer,
     state_bytes: u64,
     started: Option<Instant>,
@@ -82,8 +101,20 @@ impl TextPipeline {
         }
         let context = options.context_tokens.unwrap_or(usize::MAX).min(decoder.context());
         let state_bytes_max = options.memory_bytes.map(|bytes| bytes.saturating_sub(weight_bytes));
-        let (state, jobs) = (decoder.state(), BTreeMap::new());
-        Ok(Self { engine, decoder, tokenizer, settings, state, weight_bytes, state_bytes_max, context, jobs })
+        let (state, jobs, flights) = (decoder.state(), BTreeMap::new(), Flights::new(&decoder)?);
+        Ok(Self {
+            engine,
+            decoder,
+            tokenizer,
+            settings,
+            state,
+            weight_bytes,
+            state_bytes_max,
+            context,
+            jobs,
+            flights,
+            losses: 0,
+        })
     }
 
     /// The tokens of a job's input.
@@ -126,7 +157,7 @@ impl TextPipeline {
         let arithmetic = self.arithmetic();
         let mut work: Vec<(JobId, Row)> = Vec::new();
         for &(id, budget) in &plan.work {
-            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            let Some(job) = self.jobs.get_mut(&id).filter(|job| !job.left) else { continue };
             if budget == 0 || work.iter().any(|(other, _)| *other == id) {
                 continue;
             }
@@ -139,38 +170,99 @@ impl TextPipeline {
                 self.end(id, reason, out);
                 continue;
             }
+            if !job.may_read() {
+                continue;
+            }
             let len = budget.min(job.tokens.len() - job.read);
             work.push((id, Row { len, past: job.read, slot: job.slot, horizon: job.prompt }));
         }
         work
     }
 
-    /// Reads the work's tokens; answers the logits of each job that has read all it has.
-    fn read(&mut self, work: &[(JobId, Row)]) -> Result<Vec<(JobId, Vec<f32>)>, ModelError> {
-        let (mut ids, mut rows, mut wanted, mut whole) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for &(id, row) in work {
-            let Some(job) = self.jobs.get(&id) else { continue };
-            ids.extend_from_slice(&job.tokens[row.past..row.past + row.len]);
-            rows.push(row);
-            if row.past + row.len == job.tokens.len() {
-                wanted.push(ids.len() - 1);
-                whole.push(id);
+    /// Sends the work on its way, in as many flights as can be worked on at the same time. Whether there was any.
+    fn begin(&mut self, work: &[(JobId, Row)], out: &mut dyn FnMut(JobId, JobEvent)) -> bool {
+        let jobs = self.jobs.values().filter(|job| !job.left).count();
+        for work in work.chunks(jobs.div_ceil(self.flights.places()).max(1)) {
+            let (mut ids, mut wanted, mut whole) = (Vec::new(), Vec::new(), Vec::new());
+            for &(id, row) in work {
+                let Some(job) = self.jobs.get_mut(&id) else { continue };
+                ids.extend_from_slice(&job.tokens[row.past..row.past + row.len]);
+                (job.read, job.flights) = (row.past + row.len, job.flights + 1);
+                if job.read == job.tokens.len() {
+                    wanted.push(ids.len() - 1);
+                    whole.push(id);
+                }
+            }
+            let flight = Flight::new(work.to_vec(), wanted, whole);
+            let landing = match self.decoder.embed_ids(&self.engine, &ids, &flight.rows()) {
+                Ok(x) => self.flights.carry_on(&self.decoder, &mut self.state, flight, x),
+                Err(error) => Landing::Failed(flight, error),
+            };
+            self.report_reading(work, out);
+            self.land(landing, out);
+        }
+        !work.is_empty()
+    }
+
+    /// Carries on what came back from stages within a time.
+    fn go_on(&mut self, within: Duration, out: &mut dyn FnMut(JobId, JobEvent)) -> bool {
+        let Some((flight, made)) = self.flights.arrived(within) else { return false };
+        let landing = match made {
+            Ok(x) => self.flights.carry_on(&self.decoder, &mut self.state, flight, x),
+            Err(error) => Landing::Failed(flight, error),
+        };
+        self.land(landing, out);
+        true
+    }
+
+    /// Goes by what became of a flight.
+    fn land(&mut self, landing: Landing, out: &mut dyn FnMut(JobId, JobEvent)) {
+        let (flight, logits) = match landing {
+            Landing::Under => return,
+            Landing::Through(flight, logits) => (flight, Ok(logits)),
+            Landing::Failed(_, ModelError::Lost { .. }) if self.losses < LOSSES => return self.read_again(),
+            Landing::Failed(flight, error) => (flight, Err(error)),
+        };
+        for (id, _) in &flight.work {
+            let Some(job) = self.jobs.get_mut(id) else { continue };
+            job.flights = job.flights.saturating_sub(1);
+            if job.left {
+                self.evict(*id);
             }
         }
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let logits = self.decoder.forward(&self.engine, &ids, &rows, &wanted, &mut self.state)?;
-        for (id, row) in work {
-            if let Some(job) = self.jobs.get_mut(id) {
-                job.read = row.past + row.len;
+        let vocabulary = self.decoder.vocabulary();
+        let rows = logits.and_then(|logits| {
+            let rows = |all: &[f32]| all.chunks_exact(vocabulary).map(<[f32]>::to_vec).collect::<Vec<_>>();
+            let read = logits.map_or_else(|| Ok(Vec::new()), |logits| logits.read(rows));
+            read.map_err(|source| ModelError::Tensor { place: "logits".into(), source })
+        });
+        match rows {
+            Ok(rows) => {
+                for (id, logits) in flight.whole.into_iter().zip(rows) {
+                    self.losses = 0;
+                    if let Err(error) = self.produce(id, logits, out) {
+                        self.fail(id, error, out);
+                    }
+                }
+            }
+            Err(error) => {
+                let error = JobError::new(ErrorCode::Internal, error);
+                for (id, _) in flight.work {
+                    self.fail(id, error.clone(), out);
+                }
             }
         }
-        let Some(logits) = logits else { return Ok(Vec::new()) };
-        let rows =
-            logits.read(|all| all.chunks_exact(self.decoder.vocabulary()).map(<[f32]>::to_vec).collect::<Vec<_>>());
-        let rows = rows.map_err(|source| ModelError::Tensor { place: "logits".into(), source })?;
-        Ok(whole.into_iter().zip(rows).collect())
+    }
+
+    /// Reads all jobs from their beginnings.
+    fn read_again(&mut self) {
+        self.losses += 1;
+        self.flights.clear();
+        for job in self.jobs.values_mut() {
+            (job.read, job.flights) = (0, 0);
+        }
+        let left: Vec<JobId> = self.jobs.iter().filter(|(_, job)| job.left).map(|(id, _)| *id).collect();
+        left.into_iter().for_each(|id| self.evict(id));
     }
 
     /// Says how far the jobs are that have not read all they have.
@@ -184,7 +276,7 @@ impl TextPipeline {
 
     /// Chooses a job's next token and says what follows from it.
     fn produce(&mut self, id: JobId, logits: Vec<f32>, out: &mut dyn FnMut(JobId, JobEvent)) -> Result<(), JobError> {
-        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
+        let Some(job) = self.jobs.get_mut(&id).filter(|job| !job.left) else { return Ok(()) };
         let index = job.answer.tokens();
         let ends = if job.generation.ignore_eos { &[] } else { self.tokenizer.ends() };
         let length_max = job.prompt.saturating_add(job.generation.max_tokens as usize);
@@ -238,12 +330,19 @@ impl TextPipeline {
     }
 
     fn fail(&mut self, id: JobId, error: JobError, out: &mut dyn FnMut(JobId, JobEvent)) {
-        self.evict(id);
-        out(id, JobEvent::Failed { error });
+        if self.jobs.get(&id).is_some_and(|job| !job.left) {
+            self.evict(id);
+            out(id, JobEvent::Failed { error });
+        }
     }
 }
 
 impl Job {
+    /// Whether there is something to read that waits for nothing.
+    fn may_read(&self) -> bool {
+        self.read < self.tokens.len() && self.flights < CHUNKS
+    }
+
     /// Why the answer ends with its last token, if it does.
     fn finished(&self, context: usize) -> Option<FinishReason> {
         if self.answer.stopped() {
@@ -297,6 +396,8 @@ impl Pipeline for TextPipeline {
             tokens,
             prompt,
             read: 0,
+            flights: 0,
+            left: false,
             answer,
             state_bytes,
             started: None,
@@ -309,28 +410,27 @@ impl Pipeline for TextPipeline {
     }
 
     fn step(&mut self, plan: &StepPlan, out: &mut dyn FnMut(JobId, JobEvent)) {
+        let mut busy = false;
+        // What others wait for goes first.
+        while self.go_on(Duration::ZERO, out) {
+            busy = true;
+        }
         let work = self.gather(plan, out);
-        match self.read(&work) {
-            Ok(logits) => {
-                self.report_reading(&work, out);
-                for (id, logits) in logits {
-                    if let Err(error) = self.produce(id, logits, out) {
-                        self.fail(id, error, out);
-                    }
-                }
-            }
-            Err(error) => {
-                let error = JobError::new(ErrorCode::Internal, error);
-                for (id, _) in work {
-                    self.fail(id, error.clone(), out);
-                }
-            }
+        busy |= self.begin(&work, out);
+        if !busy && !self.flights.is_empty() {
+            self.go_on(WAIT, out);
         }
     }
 
     fn evict(&mut self, job: JobId) {
-        if let Some(job) = self.jobs.remove(&job) {
-            self.state.clear(job.slot);
+        match self.jobs.get_mut(&job) {
+            Some(job) if job.flights > 0 => job.left = true,
+            Some(_) => {
+                if let Some(job) = self.jobs.remove(&job) {
+                    self.state.clear(job.slot);
+                }
+            }
+            None => {}
         }
     }
 

@@ -15,6 +15,7 @@ pub mod message;
 pub mod model;
 pub mod result;
 pub mod share;
+pub mod stage;
 
 pub use capability::{Advert, Arithmetic, Backend, Device, HeldModel, Load, Proof};
 pub use error::{ErrorCode, JobError};
@@ -26,4 +27,7 @@ pub use job::{
 pub use message::{JobRequest, JobResponse, OutputRequest, Rejection};
 pub use model::ModelRef;
 pub use result::TaskResult;
-pub use share::{ExpertAsk, ExpertRequest, Floats, LayerExperts, Offer, OfferRequest, ShareAnswer, ShareReply};
+pub use share::{
+    ExpertAsk, ExpertRequest, Floats, LayerExperts, Offer, OfferRequest, ShareAnswer, ShareReply, ShareRequest,
+};
+pub use stage::{PeerExperts, StageAsk, StageForward, StageRequest, StageRow, StageSource, StateChange};

@@ -68,6 +68,16 @@ pub const SHARE_EXPERTS: usize = 1 << 16;
 pub const SHARE_REQUESTS: usize = 64;
 /// Streams for shares of models that one peer may hold open: one for each model that it works on.
 pub const SHARE_STREAMS_PER_PEER: usize = 16;
+/// Bytes of rows that wait on one stream for the rest of their passes through a stage.
+pub const STAGE_PIECES_BYTES: usize = 16 << 20;
+/// Bytes of rows in one piece, or at the end of a pass with all that is told of it.
+pub const STAGE_PIECE_BYTES: usize = FRAME_BYTES / 4 * 3;
+/// Sequences in one pass through a stage, and slots of what is kept.
+pub const STAGE_SEQUENCES: usize = 1024;
+/// Layers of one stage, and peers that its experts may be asked of.
+pub const STAGE_LAYERS: u32 = 1024;
+/// States that one holding keeps sequences in.
+pub const STAGE_STATES: usize = 1024;
 
 /// Rows of so many numbers that fit the frame of a request or an answer about a share of a model, each with its place.
 pub const fn share_rows(numbers: usize) -> usize {

@@ -1,4 +1,5 @@
-//! Models that are spread over several peers: what a peer offers to hold, and the messages of `/accel/experts/1`.
+//! Models that are spread over several peers: what a peer offers to hold, and the messages of `/accel/experts/1`. Those of
+//! `/accel/stages/1` are in [`stage`](crate::stage).
 //!
 //! A peer that works on a model with others opens one stream to each of them, and keeps it. Many requests may be under
 //! way on it; replies come in any order and name their request. What a stream had the other side hold is let go of when
@@ -99,18 +100,23 @@ pub struct Offer {
     pub gflops: f64,
     /// Experts that are on its disk whole.
     pub experts: Vec<LayerExperts>,
+    /// Layers that are on its disk whole, but for their experts.
+    pub layers: Vec<u32>,
     /// Whether the whole model is on its disk.
     pub whole: bool,
 }
 
-/// A request on a stream of [`EXPERTS_PROTOCOL`].
+/// A request to a peer that holds a share of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ExpertRequest {
+pub struct ShareRequest<A> {
     /// What the reply names; each is used once on a stream.
     pub id: u64,
     /// What is asked.
-    pub ask: ExpertAsk,
+    pub ask: A,
 }
+
+/// A request on a stream of [`EXPERTS_PROTOCOL`].
+pub type ExpertRequest = ShareRequest<ExpertAsk>;
 
 /// What is asked of a peer that holds experts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -145,7 +151,7 @@ pub enum ExpertAsk {
     },
 }
 
-/// A reply on a stream of [`EXPERTS_PROTOCOL`].
+/// A reply on a stream of [`EXPERTS_PROTOCOL`] or [`STAGES_PROTOCOL`](crate::stage::STAGES_PROTOCOL).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ShareReply {
     /// The request.
@@ -182,4 +188,6 @@ pub enum ShareAnswer {
     },
     /// It could not.
     Failed(JobError),
+    /// Rows that were asked for, the first of them: more follow, and [`ShareAnswer::Rows`] has the last.
+    Piece(Floats),
 }

@@ -1,5 +1,6 @@
 //! Models over several nodes: what is asked of them, what they answer, and what happened meanwhile.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use accel_node::api::{JobBody, MemberView, PlanBody, PlanView, Split, SpreadView, WayView};
@@ -21,8 +22,8 @@ pub struct Swarm {
     pub nodes: Vec<NodeProcess>,
     /// The model.
     pub model: ModelRef,
-    /// What kind it is.
-    pub kind: Kind,
+    /// What it is asked for, and whether its tokens are told one by one with their probabilities.
+    task: Task,
     started: usize,
 }
 
@@ -61,13 +62,21 @@ impl Swarm {
     /// # Errors
     /// When one does not start.
     pub async fn start(kind: Kind, size: Size, nodes: usize) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        kind.write(directory.path(), size, 7)?;
+        let task = if kind == Kind::Switch { Task::Translation } else { Task::TextGeneration };
+        Self::start_with(directory.path().to_owned(), task, nodes).await
+    }
+
+    /// Starts so many nodes for a model's file or directory.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub async fn start_with(path: PathBuf, task: Task, nodes: usize) -> Result<Self> {
         let cluster = Cluster::new()?;
-        let directory = cluster.path("model");
-        kind.write(&directory, size, 7)?;
         let provider = cluster.start("provider", false, &[]).await?;
-        let model = import(&provider, directory.clone()).await?;
-        std::fs::remove_dir_all(&directory)?;
-        let mut swarm = Self { cluster, provider, nodes: Vec::new(), model, kind, started: 0 };
+        let model = import(&provider, path).await?;
+        let mut swarm = Self { cluster, provider, nodes: Vec::new(), model, task, started: 0 };
         for _ in 0..nodes {
             swarm.start_node().await?;
         }
@@ -120,10 +129,19 @@ impl Swarm {
     /// # Errors
     /// When it does not start.
     pub async fn start_node(&mut self) -> Result<&NodeProcess> {
+        self.start_node_with(&[]).await
+    }
+
+    /// The same with more arguments.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_node_with(&mut self, arguments: &[&str]) -> Result<&NodeProcess> {
         self.started += 1;
         let join: Vec<&NodeProcess> = std::iter::once(&self.provider).chain(&self.nodes).collect();
         let mut settings = self.cluster.settings(&format!("node-{}", self.started), true, &join);
-        settings.arguments = vec!["--threads".to_owned(), "1".to_owned()];
+        settings.arguments =
+            ["--threads", "1"].iter().chain(arguments).map(|argument| (*argument).to_owned()).collect();
         let node = NodeProcess::start(&settings).await?;
         let expected = join.len();
         eventually("the nodes know each other", async || {
@@ -170,13 +188,13 @@ impl Swarm {
         let generation = Generation {
             max_tokens: tokens,
             ignore_eos: true,
-            logprobs: (self.kind != Kind::Switch).then_some(20),
+            logprobs: (self.task == Task::TextGeneration).then_some(20),
             ..Generation::default()
         };
         JobBody {
             id: None,
             model: self.model.clone(),
-            task: if self.kind == Kind::Switch { Task::Translation } else { Task::TextGeneration },
+            task: self.task,
             input: Input::Text(prompt(prompt_tokens, seed)),
             generation,
             options: TaskOptions::default(),

@@ -1,6 +1,7 @@
 //! Peers that break the rules, on every protocol of a running node: each is refused by what the protocol has for it or
 //! dropped, and others never notice.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use accel_node::peers::unix_ms;
@@ -8,10 +9,11 @@ use accel_node::process::NodeProcess;
 use accel_protocol::limits::{ADVERT_BYTES, ADVERT_LIFE_MS, FRAME_BYTES, SHARE_EXPERTS, STREAMS_PER_PEER};
 use accel_protocol::message::{ADVERTS_TOPIC, JOBS_PROTOCOL, OUTPUT_PROTOCOL};
 use accel_protocol::share::EXPERTS_PROTOCOL;
+use accel_protocol::stage::STAGES_PROTOCOL;
 use accel_protocol::{
     Advert, Arithmetic, ErrorCode, EventRecord, ExpertAsk, ExpertRequest, Floats, Generation, Input, JobEvent, JobId,
-    JobRequest, JobResponse, JobSpec, LayerExperts, Load, ModelRef, OutputRequest, ShareAnswer, ShareReply, Task,
-    TaskOptions, frame,
+    JobRequest, JobResponse, JobSpec, LayerExperts, Load, ModelRef, OutputRequest, PeerExperts, ShareAnswer,
+    ShareReply, ShareRequest, StageAsk, StageForward, StageRow, Task, TaskOptions, frame,
 };
 use accel_tests::cluster::{Cluster, events, import, model_file, question, text};
 use anyhow::{Context, Result, bail, ensure};
@@ -20,6 +22,8 @@ use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId, Stream};
 use rust_ipfs::Ipfs;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 const BLOCKS_PROTOCOL: &str = "/accel/blocks/1";
 const GOSSIP_PROTOCOL: &str = "/meshsub/1.1.0";
@@ -87,13 +91,25 @@ impl Stranger {
         Ok(answer)
     }
 
+    /// Asks for a share of a model, and is told that this cannot be.
+    async fn is_refused<A: Serialize + Debug>(&self, protocol: &'static str, ask: A) -> Result<()> {
+        let asked = format!("{ask:?}");
+        let mut stream = self.open(protocol).await?;
+        let reply = self.first(&mut stream, &ShareRequest { id: 5, ask }).await?;
+        let ShareReply { id: 5, answer: ShareAnswer::Failed(error) } = reply.context("no answer")? else {
+            bail!("{asked:.60}: answered otherwise");
+        };
+        ensure!(error.code == ErrorCode::InvalidRequest, "{asked:.60}: {error}");
+        Ok(())
+    }
+
     async fn ask(&self, request: &JobRequest) -> Result<JobResponse> {
         Ok(frame::decode(&self.say(JOBS_PROTOCOL, &frame::encode(request)?, Then::Close).await?)?)
     }
 
-    /// The first event that an output stream brings; none when the node ends it without one.
-    async fn first_event(&self, stream: &mut Stream, request: OutputRequest) -> Result<Option<EventRecord>> {
-        let _refused = stream.write_all(&frame::frame(&request)?).await;
+    /// The first message that a stream brings upon a request; none when the node ends it without one.
+    async fn first<T: DeserializeOwned>(&self, stream: &mut Stream, request: &impl Serialize) -> Result<Option<T>> {
+        let _refused = stream.write_all(&frame::frame(request)?).await;
         let _refused = stream.flush().await;
         let mut prefix = [0; frame::PREFIX_BYTES];
         if tokio::time::timeout(PATIENCE, stream.read_exact(&mut prefix)).await?.is_err() {
@@ -176,20 +192,51 @@ async fn frames_that_break_the_rules_cost_one_stream_and_nobody_else_notices() -
         ExpertAsk::Hold { holding: 3, model: model.clone(), experts: layers(2, 1) },
     ];
     for ask in cannot {
-        let asked = format!("{ask:?}");
-        let answer = stranger.say(EXPERTS_PROTOCOL, &frame::frame(&ExpertRequest { id: 5, ask })?, silence).await?;
-        let reply: ShareReply = frame::decode(answer.get(frame::PREFIX_BYTES..).context("no answer")?)?;
-        let ShareReply { id: 5, answer: ShareAnswer::Failed(error) } = reply else { bail!("{asked:.60}: {reply:?}") };
-        assert_eq!(error.code, ErrorCode::InvalidRequest, "{asked:.60}: {error}");
+        stranger.is_refused(EXPERTS_PROTOCOL, ask).await?;
+    }
+
+    // And who asks for layers.
+    let row = StageRow { len: 1, past: 0, slot: 0, horizon: 1 };
+    let pass = StageForward {
+        holding: 3,
+        state: Some(0),
+        rows: vec![row],
+        wanted: vec![0],
+        absent: Vec::new(),
+        source: None,
+        floats: Floats(vec![1.0]),
+    };
+    let hold = |first, count, experts| StageAsk::Hold {
+        holding: 3,
+        model: model.clone(),
+        first,
+        count,
+        experts,
+        elsewhere: Vec::new(),
+    };
+    let nobody = vec![PeerExperts { peer: "nobody".into(), experts: layers(1, 1) }];
+    let cannot = [
+        StageAsk::Forward(Box::new(pass)),
+        hold(0, 0, Vec::new()),
+        hold(u32::MAX, 2, Vec::new()),
+        hold(0, u32::MAX, Vec::new()),
+        hold(1, 1, layers(1, 1)),
+        StageAsk::Hold { holding: 3, model: model.clone(), first: 0, count: 1, experts: Vec::new(), elsewhere: nobody },
+    ];
+    for ask in cannot {
+        stranger.is_refused(STAGES_PROTOCOL, ask).await?;
     }
 
     // All else ends the stream without a word: at once where the bytes say enough, and where they stop in the middle
     // after a while. In that while, others are served.
     let echo = frame::frame(&ExpertRequest { id: 1, ask: ExpertAsk::Echo(Floats(vec![1.0; 64])) })?;
-    let cases: [(&'static str, Vec<u8>, Then); 19] = [
+    let cases: [(&'static str, Vec<u8>, Then); 22] = [
         (EXPERTS_PROTOCOL, echo[..echo.len() / 2].to_vec(), close),
         (EXPERTS_PROTOCOL, echo[..echo.len() / 2].to_vec(), silence),
         (EXPERTS_PROTOCOL, Vec::new(), silence),
+        (STAGES_PROTOCOL, echo[..echo.len() / 2].to_vec(), close),
+        (STAGES_PROTOCOL, Vec::new(), silence),
+        (STAGES_PROTOCOL, announced(u32::MAX, &[]), silence),
         (EXPERTS_PROTOCOL, announced(u32::MAX, &[]), silence),
         (EXPERTS_PROTOCOL, announced(4, &huge[..4]), silence),
         (JOBS_PROTOCOL, Vec::new(), close),
@@ -254,7 +301,7 @@ async fn a_peer_can_neither_reach_anothers_job_nor_take_its_places() -> Result<(
     let refused = matches!(&taken, JobResponse::Rejected(why) if why.error.code == ErrorCode::InvalidRequest);
     ensure!(refused, "{taken:?}");
     let mut output = stranger.open(OUTPUT_PROTOCOL).await?;
-    let record = stranger.first_event(&mut output, OutputRequest { job: id, from: 0 }).await?;
+    let record = stranger.first::<EventRecord>(&mut output, &OutputRequest { job: id, from: 0 }).await?;
     let event = record.context("no answer")?.event;
     ensure!(matches!(&event, JobEvent::Failed { error } if error.code == ErrorCode::UnknownJob), "{event:?}");
 
@@ -266,7 +313,7 @@ async fn a_peer_can_neither_reach_anothers_job_nor_take_its_places() -> Result<(
     let (mut held, mut refused) = (Vec::new(), 0);
     for _ in 0..STREAMS_PER_PEER + 8 {
         let mut stream = stranger.open(OUTPUT_PROTOCOL).await?;
-        match stranger.first_event(&mut stream, request).await? {
+        match stranger.first::<EventRecord>(&mut stream, &request).await? {
             Some(_) => held.push(stream),
             None => refused += 1,
         }
@@ -291,7 +338,7 @@ async fn a_peer_can_neither_reach_anothers_job_nor_take_its_places() -> Result<(
     drop(idle);
     assert_eq!(stranger.ask(&JobRequest::Cancel(request.job)).await?, JobResponse::Cancelled(true));
     let mut stream = stranger.open(OUTPUT_PROTOCOL).await?;
-    ensure!(stranger.first_event(&mut stream, request).await?.is_some(), "the stranger is locked out");
+    ensure!(stranger.first::<EventRecord>(&mut stream, &request).await?.is_some(), "the stranger is locked out");
     for node in [fetcher, client, node] {
         node.stop().await?;
     }

@@ -1,8 +1,8 @@
 //! Models over several nodes: the same answers, each node with its own share, whatever happens to the others.
 
-use accel_node::api::{JobBody, Split, SpreadView};
-use accel_protocol::{EventRecord, JobEvent};
-use accel_tests::cluster::{Cluster, eventually, import, tokens};
+use accel_node::api::{JobBody, MemberView, Split, SpreadView};
+use accel_protocol::{EventRecord, JobEvent, Task};
+use accel_tests::cluster::{Cluster, events, eventually, import, model_file};
 use accel_tests::command::CommandLine;
 use accel_tests::seeded::{Kind, Size};
 use accel_tests::shard::{Swarm, answer};
@@ -46,14 +46,103 @@ async fn mixtures_over_several_nodes_answer_as_on_one_and_each_node_fetches_its_
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_over_several_nodes_answer_as_on_one_and_each_node_fetches_its_share() -> Result<()> {
+    for kind in Kind::ALL {
+        let size = Size { layers: 8, ..Size::SMALL };
+        let swarm = Swarm::start(kind, size, 3).await?;
+        let bodies: Vec<JobBody> =
+            [(24, 3), (160, 4), (7, 5)].map(|(prompt, seed)| swarm.body(prompt, 24, seed)).into();
+        // Several at once: each is at another place of the way.
+        let ask = async || futures::future::try_join_all(bodies.iter().map(|body| swarm.ask(body))).await;
+        let (_, way) = swarm.plan(Split::Stages, 3, false).await?;
+        let stages = ask().await?;
+        for (node, member) in way.members.iter().enumerate() {
+            let stored = swarm.stored_bytes(member).await?;
+            let words = format!("{kind:?}: node {node} has {stored} bytes for a share of {}", member.bytes);
+            ensure!(member.layers > 0 && stored >= member.bytes && stored <= member.bytes + BESIDE, "{words}");
+        }
+        let view = swarm.spread().await?;
+        ensure!(view.stages.iter().all(|stage| stage.passes > 0 && stage.losses == 0), "{kind:?}: {view:?}");
+        ensure!(view.stages.iter().map(|stage| stage.layers).sum::<usize>() < size.layers, "{view:?}");
+
+        let (_, way) = swarm.plan(Split::Both, 3, false).await?;
+        let apart = |member: &MemberView| member.layers > 0 && member.experts > 0;
+        ensure!(way.members.iter().all(apart), "{kind:?}: {way:?}");
+        let both = ask().await?;
+        swarm.plan(Split::Solo, 1, false).await?;
+        let alone = ask().await?;
+        for ((alone, stages), both) in alone.iter().zip(&stages).zip(&both) {
+            ensure!(alone.equals(stages) && alone.equals(both), "{kind:?}: {alone:?} {stages:?} {both:?}");
+        }
+        swarm.stop().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dense_model_in_a_gguf_file_goes_by_layers_where_it_fits_no_node() -> Result<()> {
+    let room = std::fs::metadata(model_file()?)?.len() / 10 * 7;
+    let mut swarm = Swarm::start_with(model_file()?, Task::TextGeneration, 1).await?;
+    let alone = swarm.ask(&swarm.body(150, 24, 3)).await?;
+    swarm.nodes.remove(0).stop().await?;
+    let config = swarm.path("small.toml");
+    std::fs::write(&config, format!("[jobs]\nmemory_bytes = {room}\n"))?;
+    for _ in 0..3 {
+        swarm.start_node_with(&["--config", &config.display().to_string()]).await?;
+    }
+    let spread = swarm.ask(&swarm.body(150, 24, 3)).await?;
+    ensure!(spread.equals(&alone), "{spread:?} {alone:?}");
+    let view = swarm.spread().await?;
+    ensure!(!view.stages.is_empty() && view.stages.iter().all(|stage| stage.passes > 0), "{view:?}");
+    swarm.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_the_same_when_holders_of_layers_die_or_fall_silent() -> Result<()> {
+    for kind in [Kind::Mixtral, Kind::Switch] {
+        // So many that each node gets some, however fast it found itself to be.
+        let mut swarm = Swarm::start(kind, Size { layers: 8, ..Size::SMALL }, 4).await?;
+        let body = swarm.body(16, 60, 5);
+        // With draws there are no beams: its tokens come one by one.
+        let mut other = swarm.body(40, 60, 6);
+        other.generation.temperature = 0.8;
+        swarm.plan(Split::Stages, 4, false).await?;
+        let undisturbed = swarm.ask(&body).await?;
+        for what in [Disturbance::Kill, Disturbance::Stop] {
+            let (found, also) = {
+                let (api, other) = (swarm.nodes[0].api().clone(), other.clone());
+                let beside = tokio::spawn(async move { events(&api, &other).await });
+                (answer(&disturbed(&mut swarm, &body, 10, what).await?)?, answer(&beside.await??)?)
+            };
+            ensure!(found.equals(&undisturbed), "{kind:?}: {found:?} {undisturbed:?}");
+            let losses: u64 = swarm.spread().await?.stages.iter().map(|stage| stage.losses).sum();
+            ensure!(losses > 0, "{kind:?}: nobody missed it");
+            ensure!(swarm.ask(&other).await?.equals(&also), "{kind:?}: another answer beside it");
+            if matches!(what, Disturbance::Stop) {
+                signal(swarm.nodes.last().context("a node")?, rustix::process::Signal::CONT)?;
+            }
+        }
+        swarm.stop().await?;
+    }
+    Ok(())
+}
+
 /// The events of a job, of which the token of a number is followed by something.
 async fn disturbed(swarm: &mut Swarm, body: &JobBody, at: usize, what: Disturbance) -> Result<Vec<JobEvent>> {
     let mut stream = swarm.nodes[0].api().submit(body).await?;
-    let mut events = Vec::new();
+    let (mut events, mut done) = (Vec::new(), false);
     while let Some(record) = stream.next().await {
         let EventRecord { event, .. } = record?;
+        // Beams tell no tokens before the end, but how far they are.
+        let there = match &event {
+            JobEvent::Token { index, .. } => *index as usize + 1 == at,
+            JobEvent::Working { done: tokens, .. } => *tokens as usize == at,
+            _ => false,
+        };
         events.push(event);
-        if tokens(&events).len() == at && matches!(events.last(), Some(JobEvent::Token { .. })) {
+        // What was lost is begun again, and comes past there again.
+        if there && !std::mem::replace(&mut done, true) {
             let place = swarm.nodes.len() - 1;
             match what {
                 Disturbance::Kill => swarm.nodes.swap_remove(place).kill().await?,
@@ -87,7 +176,8 @@ async fn an_answer_is_the_same_when_holders_of_experts_die_or_fall_silent() -> R
 
     let killed = answer(&disturbed(&mut swarm, &body, 10, Disturbance::Kill).await?)?;
     ensure!(killed.equals(&undisturbed), "{killed:?} {undisturbed:?}");
-    ensure!(swarm.spread().await?.repeats > 0, "nobody missed it");
+    let SpreadView { repeats, borrowed, .. } = swarm.spread().await?;
+    ensure!(repeats + borrowed > 0, "nobody missed it");
     // Its experts find another place, with those who are left.
     let settled = async |swarm: &Swarm| {
         let all = Kind::Qwen3Moe.mixtures(Size::SMALL) * Size::SMALL.experts;
@@ -118,7 +208,7 @@ async fn a_plan_says_who_would_do_what_and_why() -> Result<()> {
     let plan = commands.run(&["plan", &model, "--json"]).await?.json()?;
     let ways = plan["ways"].as_array().context("no ways")?;
     ensure!(
-        ways.len() == 3 && ways.iter().all(|way| way["prediction"]["tokens_per_second"].as_f64() > Some(0.0)),
+        ways.len() == 5 && ways.iter().all(|way| way["prediction"]["tokens_per_second"].as_f64() > Some(0.0)),
         "{plan}"
     );
     let text = commands.run(&["plan", &model]).await?.stdout;

@@ -258,6 +258,8 @@ pub struct MemberView {
     pub peer: Option<String>,
     /// Layers without their experts.
     pub layers: usize,
+    /// The first of them.
+    pub first_layer: Option<usize>,
     /// Experts of all layers.
     pub experts: usize,
     /// Bytes in memory.
@@ -288,7 +290,7 @@ pub struct PredictionView {
 }
 
 /// A model that is at work on several machines.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SpreadView {
     /// The model.
     pub model: String,
@@ -306,6 +308,31 @@ pub struct SpreadView {
     pub bytes: u64,
     /// The others.
     pub peers: Vec<HolderView>,
+    /// Layers that others work out.
+    pub stages: Vec<StageView>,
+}
+
+/// Layers of a model that others work out.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StageView {
+    /// The first of them, counted through all stacks.
+    pub first_layer: usize,
+    /// How many.
+    pub layers: usize,
+    /// The peer that has them now.
+    pub peer: Option<String>,
+    /// Whether this node has taken them over.
+    pub here: bool,
+    /// Passes that went through them.
+    pub passes: u64,
+    /// Bytes of rows both ways.
+    pub bytes: u64,
+    /// Milliseconds that passes took there, the time included that they waited for others.
+    pub busy_ms: f64,
+    /// Times that they lost their peer.
+    pub losses: u64,
+    /// Milliseconds of a pass beside that.
+    pub transport_ms: f64,
 }
 
 /// A peer that holds experts.

@@ -4,7 +4,7 @@ use accel_protocol::ModelRef;
 
 use super::CliError;
 use super::output::{Output, bytes, table};
-use crate::api::{Api, PlanBody, PlanView, Split, WayView};
+use crate::api::{Api, MemberView, PlanBody, PlanView, Split, WayView};
 
 /// What can be asked of a plan.
 #[derive(Debug, clap::Args)]
@@ -60,7 +60,7 @@ fn text(plan: &PlanView) -> String {
         let rows = way.members.iter().map(|member| {
             vec![
                 member.peer.clone().unwrap_or_else(|| "this node".to_owned()),
-                member.layers.to_string(),
+                layers(member),
                 member.experts.to_string(),
                 bytes(member.bytes),
                 bytes(member.fetch_bytes),
@@ -80,6 +80,15 @@ fn name(way: &WayView) -> String {
         Split::Solo | Split::Auto => "alone",
         Split::Experts if here => "experts here and there",
         Split::Experts => "experts elsewhere",
+        Split::Stages => "layers on each",
+        Split::Both => "layers on each, experts on all",
     }
     .to_owned()
+}
+
+fn layers(member: &MemberView) -> String {
+    match member.first_layer {
+        None => "-".to_owned(),
+        Some(first) => format!("{first} to {}", first + member.layers.saturating_sub(1)),
+    }
 }

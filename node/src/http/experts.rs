@@ -27,7 +27,7 @@ pub(super) async fn experts(
     let layers: Option<Vec<_>> =
         read.map_err(|error| JobError::new(ErrorCode::Internal, format!("reading usage broke off: {error}")))?;
     // What has not run may still be a mixture; its headers tell.
-    if layers.is_none() && !models.coordinator().look(&model).await?.can_be_spread() {
+    if layers.is_none() && !models.coordinator().look(&model).await?.has_experts() {
         let words = format!("{model} has no mixture of experts, so there is no use of experts to show");
         return Err(JobError::new(ErrorCode::Unsupported, words).into());
     }

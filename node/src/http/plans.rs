@@ -9,8 +9,8 @@ use libp2p::PeerId;
 
 use super::models::parse;
 use super::{Refusal, Shared};
-use crate::api::{HolderView, MemberView, PlanBody, PlanView, PredictionView, SpreadView, WayView};
-use crate::shares::{Member, PROMPT_TOKENS, Prediction, Way, Wish};
+use crate::api::{HolderView, MemberView, PlanBody, PlanView, PredictionView, SpreadView, StageView, WayView};
+use crate::shares::{Member, PROMPT_TOKENS, Prediction, Running, Way, Wish};
 
 pub(super) async fn plan(
     State(shared): State<Shared>,
@@ -55,6 +55,7 @@ fn member(member: &Member) -> MemberView {
     MemberView {
         peer: member.peer.map(|peer| peer.to_string()),
         layers: member.share.layers.len(),
+        first_layer: member.share.layers.first().copied(),
         experts: member.share.experts.len(),
         bytes: member.bytes,
         fetch_bytes: member.fetch_bytes,
@@ -77,7 +78,12 @@ fn prediction(prediction: &Prediction) -> PredictionView {
 
 pub(super) async fn spread(State(shared): State<Shared>) -> Json<Vec<SpreadView>> {
     let running = shared.node.scheduler.models().coordinator().running();
-    let view = running.into_iter().map(|(model, spread)| {
+    Json(running.iter().map(running_view).collect())
+}
+
+fn running_view(running: &Running) -> SpreadView {
+    let mut view = SpreadView { model: running.model.to_string(), ..SpreadView::default() };
+    if let Some(spread) = &running.spread {
         let counts = spread.counts();
         let peers = spread.remotes().into_iter().map(|(remote, places)| HolderView {
             peer: remote.peer.to_string(),
@@ -86,16 +92,28 @@ pub(super) async fn spread(State(shared): State<Shared>) -> Json<Vec<SpreadView>
             transport_ms: remote.pace().transport * 1e3,
             row_ms: remote.pace().row * 1e3,
         });
-        SpreadView {
-            model: model.to_string(),
-            experts_here: spread.here().len(),
-            borrowed: counts.borrowed.load(Ordering::Relaxed),
-            rounds: counts.rounds.load(Ordering::Relaxed),
-            repeats: counts.repeats.load(Ordering::Relaxed),
-            rows: counts.rows.load(Ordering::Relaxed),
+        view.peers = peers.collect();
+        view.experts_here = spread.here().len();
+        view.borrowed = counts.borrowed.load(Ordering::Relaxed);
+        view.rounds = counts.rounds.load(Ordering::Relaxed);
+        view.repeats = counts.repeats.load(Ordering::Relaxed);
+        view.rows = counts.rows.load(Ordering::Relaxed);
+        view.bytes = counts.bytes.load(Ordering::Relaxed);
+    }
+    let stages = running.relays.iter().map(|relay| {
+        let (range, counts, remote) = (relay.range(), relay.counts(), relay.remote());
+        StageView {
+            first_layer: range.start,
+            layers: range.len(),
+            peer: remote.as_ref().map(|remote| remote.peer.to_string()),
+            here: relay.is_here(),
+            passes: counts.passes.load(Ordering::Relaxed),
             bytes: counts.bytes.load(Ordering::Relaxed),
-            peers: peers.collect(),
+            busy_ms: counts.busy_micros.load(Ordering::Relaxed) as f64 / 1e3,
+            losses: counts.losses.load(Ordering::Relaxed),
+            transport_ms: remote.map_or(0.0, |remote| remote.paced().pace().transport * 1e3),
         }
     });
-    Json(view.collect())
+    view.stages = stages.collect();
+    view
 }

@@ -219,9 +219,10 @@ impl Models {
         progress: &watch::Sender<Option<JobEvent>>,
     ) -> Result<Arc<Worker>, JobError> {
         tracing::info!(%model, why = plan.why, "a model is spread over several machines");
-        let own = plan.way().and_then(|way| way.members.first()).map_or(0, |own| own.bytes);
+        let own = plan.way().and_then(|way| way.members.first());
+        let own = own.map_or(0, |own| known.own_bytes(&own.share));
         let memory = self.make_room(own)?;
-        let pipeline = self.shared.coordinator.load(model, known, &plan, progress).await?;
+        let pipeline = self.shared.coordinator.load(model, known, &plan, self, progress).await?;
         self.start(model, pipeline, memory).await
     }
 
@@ -238,9 +239,11 @@ impl Models {
             return Err(JobError::new(ErrorCode::ModelInvalid, words).into());
         }
         // What cannot be looked at is told of when it is loaded.
+        let wished = self.shared.coordinator.has_wish(model);
         if plans
             && let Ok(known) = Known::of(files.clone())
             && known.can_be_spread()
+            && (known.has_experts() || wished || bytes > budget)
         {
             return Err(Stopped::ToPlan(Box::new(known)));
         }

@@ -1,77 +1,92 @@
 //! Has a model run on several machines: asks what they offer, plans, has each hold its share, and works with them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use accel_backends::files::ModelFiles;
-use accel_backends::pace::{self, Pace};
-use accel_backends::tensor::Engine;
+use accel_backends::pace::Pace;
 use accel_backends::weights::Dtype;
-use accel_models::share::{Part, Share};
-use accel_pipelines::{Elsewhere, LoadOptions, Pipeline};
-use accel_protocol::limits::DTYPE_BYTES;
-use accel_protocol::{
-    ErrorCode, ExpertAsk, Floats, JobError, JobEvent, JobRequest, JobResponse, LayerExperts, ModelRef, Offer,
-    OfferRequest, ShareAnswer,
-};
+use accel_models::layers::moe::Experts;
+use accel_models::share::{Parts, Share, stacks};
+use accel_models::stage::Stage;
+use accel_pipelines::{Elsewhere, LoadOptions, Pipeline, PipelineError};
+use accel_protocol::{ErrorCode, ExpertAsk, Floats, JobError, JobEvent, ModelRef, PeerExperts, ShareAnswer, StageAsk};
 use futures::StreamExt;
-use futures::stream::FuturesUnordered;
+use futures::stream::{FuturesOrdered, FuturesUnordered};
 use libp2p::PeerId;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, watch};
 
 use super::Fetcher;
 use super::experts::{Place, Remote, Spread};
 use super::keeper;
-use super::link::Link;
-use super::plan::{self, Costs, Machine, Plan, Split, Wish};
+use super::link::{Ask, Link};
+use super::offers::of_layers;
+use super::plan::{self, Costs, Member, Plan, Split, Wish};
+use super::stages::thread::StageThread;
+use super::stages::{Found, Relay, RemoteStage, WeakRelay};
 use crate::memory::Memory;
+use crate::scheduler::Models;
 use crate::store::{BlockFiles, FetchOptions, FetchProgress};
 
-/// What a peer gets to say what it offers; its first measurement is in there.
-const OFFER: Duration = Duration::from_secs(5);
 /// What a peer gets to let itself be dialled and take a stream.
 const DIAL: Duration = Duration::from_secs(5);
-/// What a peer gets to send rows back.
-const ECHO: Duration = Duration::from_secs(2);
-/// Echoes of a row that the way to a peer is the median of.
-const ECHOES: usize = 9;
-/// Numbers of an echo that tells how many bytes go through in a second.
-const LONG_ECHO: usize = 32 << 10;
 /// How often a peer is asked to hold its share when streams break.
 const ATTEMPTS: u32 = 3;
-/// Peers that are asked at most, the nearest first.
-const PEERS: usize = 16;
 
 /// The node's side of models that are spread over several. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Coordinator {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    fetch: Fetcher,
-    options: LoadOptions,
-    memory: Memory,
-    serves: bool,
-    paces: Mutex<HashMap<Dtype, Pace>>,
-    links: Mutex<HashMap<PeerId, Arc<Link>>>,
+pub(super) struct Shared {
+    pub(super) fetch: Fetcher,
+    pub(super) options: LoadOptions,
+    pub(super) memory: Memory,
+    pub(super) serves: bool,
+    pub(super) paces: Mutex<HashMap<Dtype, Pace>>,
+    expert_links: Mutex<HashMap<PeerId, Arc<Link<ExpertAsk>>>>,
+    stage_links: Mutex<HashMap<PeerId, Arc<Link<StageAsk>>>>,
     holdings: AtomicU32,
     wishes: Mutex<HashMap<ModelRef, Wish>>,
-    /// The experts of models at work, for as long as they are loaded.
-    running: Mutex<HashMap<ModelRef, Weak<Spread>>>,
+    /// The models at work, for as long as they are loaded.
+    running: Mutex<HashMap<ModelRef, Outside>>,
 }
+
+/// What of a model is elsewhere.
+#[derive(Debug)]
+struct Outside {
+    spread: Option<Weak<Spread>>,
+    relays: Vec<WeakRelay>,
+}
+
+/// A model that is at work on several machines.
+#[derive(Debug)]
+pub struct Running {
+    /// The model.
+    pub model: ModelRef,
+    /// The experts of the layers that are here, if others have any.
+    pub spread: Option<Arc<Spread>>,
+    /// The layers that others have.
+    pub relays: Vec<Relay>,
+}
+
+/// Peers with the experts they hold, and why another does not.
+type HeldExperts = (Vec<(Arc<Remote>, Vec<Place>)>, Option<JobError>);
 
 /// A model as it is known before its weights are here.
 #[derive(Debug)]
 pub struct Known {
     costs: Costs,
     dtype: Dtype,
+    /// The layers of each stack.
+    stacks: Vec<Range<usize>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Entries come and go whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -85,7 +100,8 @@ impl Coordinator {
             memory,
             serves,
             paces: Mutex::default(),
-            links: Mutex::default(),
+            expert_links: Mutex::default(),
+            stage_links: Mutex::default(),
             holdings: AtomicU32::new(1),
             wishes: Mutex::default(),
             running: Mutex::default(),
@@ -109,90 +125,15 @@ impl Coordinator {
     }
 
     /// The models that are at work on several machines.
-    pub fn running(&self) -> Vec<(ModelRef, Arc<Spread>)> {
+    pub fn running(&self) -> Vec<Running> {
         let running = lock(&self.shared.running);
-        running.iter().filter_map(|(model, spread)| Some((model.clone(), spread.upgrade()?))).collect()
-    }
-
-    /// What this node offers for a model; `idle_bytes` of memory may be had from models that nobody uses.
-    ///
-    /// # Errors
-    /// When this node cannot compute with such weights.
-    pub async fn offer(&self, request: &OfferRequest, idle_bytes: u64) -> Result<Offer, JobError> {
-        let invalid = |words: String| JobError::new(ErrorCode::InvalidRequest, words);
-        if request.dtype.len() > DTYPE_BYTES {
-            return Err(invalid(format!(
-                "the name of a type has {} bytes; {DTYPE_BYTES} at most",
-                request.dtype.len()
-            )));
-        }
-        let dtype = Dtype::named(&request.dtype);
-        let dtype = dtype.ok_or_else(|| invalid(format!("weights of type {:?} are not known", request.dtype)))?;
-        let machine = self.own(&request.model, dtype, idle_bytes).await?;
-        let mut of_layer: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-        for &(layer, expert) in &machine.on_disk {
-            of_layer.entry(layer as u32).or_default().push(expert as u32);
-        }
-        Ok(Offer {
-            serves: self.shared.serves,
-            host: machine.host,
-            cores: u32::try_from(machine.cores).unwrap_or(u32::MAX),
-            threads: u32::try_from(machine.threads).unwrap_or(u32::MAX),
-            memory_bytes: machine.memory_bytes,
-            disk_bytes: machine.disk_bytes,
-            arithmetic: accel_pipelines::arithmetic(),
-            gbytes_per_second: machine.bytes_per_second / 1e9,
-            gflops: machine.flops / 1e9,
-            experts: of_layer.into_iter().map(|(layer, experts)| LayerExperts { layer, experts }).collect(),
-            whole: machine.whole,
-        })
-    }
-
-    /// This node as a plan sees it.
-    async fn own(&self, model: &ModelRef, dtype: Dtype, idle_bytes: u64) -> Result<Machine, JobError> {
-        let shared = &self.shared;
-        let store = &shared.fetch.store;
-        let usage = store.usage();
-        let root = store.pinned().await?.into_iter().find(|root| root.cid == model.cid);
-        let whole = root.as_ref().is_some_and(|root| !root.part);
-        let on_disk = match root.filter(|root| root.part) {
-            Some(_) => store.open(&model.cid, None).await.ok(),
-            None => None,
-        };
-        let coordinator = self.clone();
-        let measure = tokio::task::spawn_blocking(move || {
-            let on_disk = on_disk.map(|files| experts_here(&files)).unwrap_or_default();
-            coordinator.pace(dtype).map(|pace| (pace, on_disk))
+        let at_work = running.iter().filter_map(|(model, outside)| {
+            let spread = outside.spread.as_ref().and_then(Weak::upgrade);
+            let relays: Vec<Relay> = outside.relays.iter().filter_map(WeakRelay::upgrade).collect();
+            let at_work = spread.is_some() || !relays.is_empty();
+            at_work.then(|| Running { model: model.clone(), spread, relays })
         });
-        let broke_off =
-            |error| JobError::new(ErrorCode::Internal, format!("measuring this machine broke off: {error}"));
-        let (pace, on_disk) = measure.await.map_err(broke_off)??;
-        Ok(Machine {
-            peer: None,
-            host: host(),
-            cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            threads: shared.options.threads,
-            memory_bytes: shared.memory.left_bytes().saturating_add(idle_bytes),
-            disk_bytes: usage.quota_bytes.saturating_sub(usage.used_bytes),
-            bytes_per_second: pace.gbytes_per_second * 1e9,
-            flops: pace.gflops * 1e9,
-            round_trip: 0.0,
-            bandwidth: f64::INFINITY,
-            on_disk,
-            whole,
-        })
-    }
-
-    fn pace(&self, dtype: Dtype) -> Result<Pace, JobError> {
-        let mut paces = lock(&self.shared.paces);
-        if let Some(pace) = paces.get(&dtype) {
-            return Ok(*pace);
-        }
-        let unsupported = |error| JobError::new(ErrorCode::Unsupported, error);
-        let engine = Engine::cpu(self.shared.options.threads).map_err(unsupported)?;
-        let pace = pace::measure(&engine, dtype).map_err(unsupported)?;
-        paces.insert(dtype, pace);
-        Ok(pace)
+        at_work.collect()
     }
 
     /// Looks at the headers of a model, which are fetched where they are not here.
@@ -220,82 +161,28 @@ impl Coordinator {
     /// When this node cannot compute with its weights.
     pub async fn plan(&self, model: &ModelRef, known: &Known, wish: &Wish, idle_bytes: u64) -> Result<Plan, JobError> {
         let mut machines = vec![self.own(model, known.dtype, idle_bytes).await?];
-        if wish.split != Split::Solo && known.costs.has_experts() && model.path.is_empty() {
+        if wish.split != Split::Solo && known.can_be_spread() && model.path.is_empty() {
             machines.extend(self.others(model, known, wish).await);
         }
         Ok(plan::plan(&known.costs, &machines, wish))
     }
 
-    /// The peers that offer to share a model.
-    pub(super) async fn others(&self, model: &ModelRef, known: &Known, wish: &Wish) -> Vec<Machine> {
-        let peers = self.shared.fetch.swarm.peers().all().into_iter();
-        let own = accel_pipelines::arithmetic();
-        let mut able: Vec<_> = peers
-            .filter(|(id, _)| wish.peers.is_empty() || wish.peers.contains(id))
-            .filter(|(_, peer)| {
-                peer.advert.as_ref().is_some_and(|advert| advert.serves_jobs && advert.arithmetic == own)
-            })
-            .map(|(id, peer)| (peer.round_trip.unwrap_or(Duration::MAX), id))
-            .collect();
-        able.sort();
-        able.truncate(PEERS);
-        let mut machines = Vec::new();
-        // One after the other, so that none is measured while another is.
-        for (_, peer) in able {
-            match self.other(peer, model, known).await {
-                Ok(machine) => machines.push(machine),
-                Err(reason) => tracing::debug!(%peer, %reason, "a peer is left out of a plan"),
-            }
-        }
-        machines
+    /// The stream with a peer for experts; all models share it.
+    pub(super) async fn experts_link(&self, peer: PeerId) -> Result<Arc<Link<ExpertAsk>>, String> {
+        self.link(&self.shared.expert_links, peer).await
     }
 
-    async fn other(&self, peer: PeerId, model: &ModelRef, known: &Known) -> Result<Machine, String> {
-        let question = OfferRequest { model: model.clone(), dtype: known.dtype.name().to_owned() };
-        let request = JobRequest::Offer(Box::new(question));
-        let answer = self.shared.fetch.swarm.request(peer, &request, OFFER).await;
-        let offer = match answer.map_err(|error| error.to_string())? {
-            JobResponse::Offer(offer) => *offer,
-            JobResponse::Rejected(rejection) => return Err(rejection.error.to_string()),
-            _ => return Err("it answered something else".to_owned()),
-        };
-        if !offer.serves || offer.arithmetic != accel_pipelines::arithmetic() {
-            return Err("it does not work for others, or not with this arithmetic".to_owned());
-        }
-        let usable = |rate: f64| rate.is_finite() && rate > 0.0;
-        if !usable(offer.gbytes_per_second) || !usable(offer.gflops) {
-            return Err("it offers no pace".to_owned());
-        }
-        let link = self.link(peer).await?;
-        let (round_trip, bandwidth) = way(&link, known.costs.hidden).await?;
-        let places = |of: &LayerExperts| {
-            let layer = of.layer as usize;
-            of.experts.iter().map(move |&expert| (layer, expert as usize)).collect::<Vec<_>>()
-        };
-        Ok(Machine {
-            peer: Some(peer),
-            host: offer.host,
-            cores: offer.cores as usize,
-            threads: offer.threads as usize,
-            memory_bytes: offer.memory_bytes,
-            disk_bytes: offer.disk_bytes,
-            bytes_per_second: offer.gbytes_per_second * 1e9,
-            flops: offer.gflops * 1e9,
-            round_trip,
-            bandwidth,
-            on_disk: offer.experts.iter().flat_map(places).collect(),
-            whole: offer.whole,
-        })
-    }
-
-    /// The stream with a peer; all models share it.
-    async fn link(&self, peer: PeerId) -> Result<Arc<Link>, String> {
-        if let Some(link) = lock(&self.shared.links).get(&peer).filter(|link| link.is_open()) {
+    async fn link<A: Ask>(
+        &self,
+        links: &Mutex<HashMap<PeerId, Arc<Link<A>>>>,
+        peer: PeerId,
+    ) -> Result<Arc<Link<A>>, String> {
+        if let Some(link) = lock(links).get(&peer).filter(|link| link.is_open()) {
             return Ok(link.clone());
         }
         let link = Link::open(&self.shared.fetch.swarm, peer, DIAL).await.map_err(|error| error.to_string())?;
         let link = Arc::new(link);
-        lock(&self.shared.links).insert(peer, link.clone());
+        lock(links).insert(peer, link.clone());
         Ok(link)
     }
 
@@ -308,12 +195,14 @@ impl Coordinator {
         model: &ModelRef,
         known: Known,
         plan: &Plan,
+        loaded: &Models,
         progress: &watch::Sender<Option<JobEvent>>,
     ) -> Result<Box<dyn Pipeline>, JobError> {
         let shared = &self.shared;
         let nowhere = || JobError::new(ErrorCode::OutOfResources, plan.why.clone());
         let way = plan.way().ok_or_else(nowhere)?;
         let (own, others) = way.members.split_first().ok_or_else(nowhere)?;
+        let known = Arc::new(known);
         let fetch = shared.fetch.of(model);
         let here = fetch.share(
             &own.share,
@@ -326,55 +215,155 @@ impl Coordinator {
                 }));
             },
         );
-        let elsewhere = async {
-            let asked = others.iter().filter_map(|member| Some((member.peer?, &member.share)));
-            let asked = asked.filter(|(_, share)| !share.experts.is_empty());
-            let asked: FuturesUnordered<_> = asked.map(|(peer, share)| self.hold(model, &known, peer, share)).collect();
+        // Each asks for the experts of its own layers.
+        let experts = others.iter().filter_map(|member| Some((member.peer?, experts_of(&member.share, &own.share))));
+        let experts: Vec<_> = experts.filter(|(_, share)| !share.experts.is_empty()).collect();
+        let posts = posts(&known, &way.members, shared.fetch.swarm.id());
+        let stages = async {
+            let asked: FuturesOrdered<_> = posts.iter().map(|post| self.hold_stage(model, &known, post)).collect();
             asked.collect::<Vec<_>>().await
         };
-        let (here, held) = tokio::join!(here, elsewhere);
+        let (here, held, stages) = tokio::join!(here, self.hold_all(model, &known, &experts), stages);
         here?;
-        let trouble = Arc::new(Notify::new());
+        let (trouble, mut relays) = (Arc::new(Notify::new()), Vec::new());
+        let files = shared.fetch.store.open(&model.cid, None).await?;
+        let parts = self.open(files).await?;
+        let mut lost = None;
+        for (post, found) in posts.iter().zip(stages) {
+            let (engine, hidden) = (parts.engine().clone(), known.costs.hidden);
+            let relay = Relay::new(post.range.clone(), engine, hidden, trouble.clone());
+            match found {
+                Ok(remote) => relay.settle(Found::There(remote)),
+                Err(error) => {
+                    tracing::warn!(%model, %error, "a peer does not hold its layers; others are to");
+                    lost = Some(error);
+                }
+            }
+            relays.push((relay, post.elsewhere.clone()));
+        }
+        // Where nobody does as was planned, the plan is worth nothing.
+        let (nobody, lost) =
+            (held.0.is_empty() && relays.iter().all(|(relay, _)| !relay.has_place()), lost.or(held.1.clone()));
+        if let Some(error) = lost.filter(|_| nobody) {
+            return Err(error);
+        }
+        let spread = match experts.is_empty() {
+            true => None,
+            false => Some(self.spread(model, &known, &parts, &own.share, held).await?),
+        };
+        // Experts of layers that others have, this node has for them.
+        let share = match &spread {
+            Some(_) => Share { experts: Default::default(), ..own.share.clone() },
+            None => Share { experts: experts_of(&own.share, &own.share).experts, ..own.share.clone() },
+        };
+        let elsewhere = Elsewhere {
+            share,
+            experts: spread.clone().map(|spread| spread as Arc<dyn Experts>),
+            stages: relays
+                .iter()
+                .map(|(relay, _)| (relay.range(), Arc::new(relay.clone()) as Arc<dyn Stage>))
+                .collect(),
+        };
+        let options = shared.options;
+        let load = tokio::task::spawn_blocking(move || accel_pipelines::load_parts(&parts, Some(&elsewhere), &options));
+        let pipeline = load.await.map_err(broke_off)??;
+        let mut all = lock(&shared.running);
+        let gone = |outside: &Outside| {
+            let spread = outside.spread.as_ref().is_none_or(|spread| spread.strong_count() == 0);
+            spread && outside.relays.iter().all(|relay| relay.upgrade().is_none())
+        };
+        all.retain(|_, outside| !gone(outside));
+        let weak: Vec<_> = relays.iter().map(|(relay, others)| (relay.downgrade(), others.clone())).collect();
+        let outside = Outside {
+            spread: spread.as_ref().map(Arc::downgrade),
+            relays: weak.iter().map(|(relay, _)| relay.clone()).collect(),
+        };
+        all.insert(model.clone(), outside);
+        drop(all);
+        if !weak.is_empty() {
+            let keep = keeper::keep_stages(self.clone(), model.clone(), known, weak, trouble, loaded.clone());
+            shared.fetch.runtime.spawn(keep);
+        }
+        Ok(pipeline)
+    }
+
+    async fn open(&self, files: BlockFiles) -> Result<Arc<Parts>, JobError> {
+        let threads = self.shared.options.threads;
+        let open = tokio::task::spawn_blocking(move || accel_pipelines::open(Arc::new(files), threads));
+        Ok(Arc::new(open.await.map_err(broke_off)??))
+    }
+
+    /// Has peers hold experts, all at once.
+    async fn hold_all(&self, model: &ModelRef, known: &Known, asked: &[(PeerId, Share)]) -> HeldExperts {
+        let asked: FuturesUnordered<_> =
+            asked.iter().map(|(peer, share)| self.hold(model, known, *peer, share)).collect();
         let (mut remotes, mut lost) = (Vec::new(), None);
-        for held in held {
+        for held in asked.collect::<Vec<_>>().await {
             match held {
                 Ok(held) => remotes.push(held),
                 Err(error) => {
                     tracing::warn!(%model, %error, "a peer does not hold its experts; others are to");
-                    trouble.notify_one();
                     lost = Some(error);
                 }
             }
         }
-        // Where nobody does as was planned, the plan is worth nothing.
-        if let (true, Some(error)) = (remotes.is_empty(), lost) {
-            return Err(error);
-        }
-        let files = shared.fetch.store.open(&model.cid, None).await?;
-        let (options, memory, share, notify) =
-            (shared.options, shared.memory.clone(), own.share.clone(), trouble.clone());
-        let load = tokio::task::spawn_blocking(move || -> Result<_, JobError> {
-            let parts = Arc::new(accel_pipelines::open(Arc::new(files), options.threads)?);
-            let spread = Arc::new(Spread::new(parts.clone(), fetch, memory, notify));
-            spread.load(share.experts.iter().copied()).map_err(accel_pipelines::PipelineError::Model)?;
-            remotes.iter().for_each(|(remote, places)| spread.add(remote, places.iter().copied()));
-            let dense = Share { experts: Default::default(), ..share };
-            let elsewhere = Elsewhere { share: dense, experts: spread.clone() };
-            let pipeline = accel_pipelines::load_parts(&parts, Some(&elsewhere), &options)?;
-            Ok((pipeline, spread))
-        });
-        let broke_off = |error| JobError::new(ErrorCode::Internal, format!("loading the model broke off: {error}"));
-        let (pipeline, spread) = load.await.map_err(broke_off)??;
-        let mut all = lock(&shared.running);
-        all.retain(|_, spread| spread.strong_count() > 0);
-        all.insert(model.clone(), Arc::downgrade(&spread));
-        drop(all);
-        let keep = keeper::keep(self.clone(), model.clone(), Arc::new(known), Arc::downgrade(&spread), trouble);
-        shared.fetch.runtime.spawn(keep);
-        Ok(pipeline)
+        (remotes, lost)
     }
 
-    /// Has a peer hold its share. A stream that breaks meanwhile is opened again: what has come stays there.
+    /// The experts of layers that are here: those of a share, whose blocks are here, and those that peers hold.
+    async fn spread(
+        &self,
+        model: &ModelRef,
+        known: &Arc<Known>,
+        parts: &Arc<Parts>,
+        own: &Share,
+        (remotes, lost): HeldExperts,
+    ) -> Result<Arc<Spread>, JobError> {
+        let (trouble, fetch, memory) =
+            (Arc::new(Notify::new()), self.shared.fetch.of(model), self.shared.memory.clone());
+        let (parts, layers, notify) = (parts.clone(), own.layers.clone(), trouble.clone());
+        let spread = Arc::new(Spread::new(parts, fetch, memory, layers, notify));
+        let (filled, places) = (spread.clone(), experts_of(own, own).experts);
+        let load = tokio::task::spawn_blocking(move || filled.load(places));
+        load.await.map_err(broke_off)?.map_err(PipelineError::Model)?;
+        remotes.iter().for_each(|(remote, places)| spread.add(remote, places.iter().copied()));
+        if lost.is_some() {
+            trouble.notify_one();
+        }
+        let keep = keeper::keep(self.clone(), model.clone(), known.clone(), Arc::downgrade(&spread), trouble);
+        self.shared.fetch.runtime.spawn(keep);
+        Ok(spread)
+    }
+
+    /// Layers of a share, whose blocks are here, on a thread of this node; peers are asked for the experts they are to
+    /// have of them.
+    ///
+    /// # Errors
+    /// When they cannot be read, or do not fit the memory.
+    pub(super) async fn stage_here(
+        &self,
+        model: &ModelRef,
+        share: &Share,
+        elsewhere: &[(PeerId, Share)],
+        loaded: &Models,
+    ) -> Result<Arc<StageThread>, JobError> {
+        let files = self.shared.fetch.store.open(&model.cid, None).await?;
+        let parts = self.open(files).await?;
+        let memory = loaded.make_room(parts.anatomy().share_bytes(share))?;
+        let spread = match elsewhere.is_empty() {
+            true => None,
+            false => {
+                let known = Arc::new(self.look(model).await?);
+                let held = self.hold_all(model, &known, elsewhere).await;
+                Some(self.spread(model, &known, &parts, share, held).await?)
+            }
+        };
+        let (share, loaded) = (share.clone(), loaded.clone());
+        let start = move || StageThread::start(&parts, &share, spread, memory, loaded);
+        Ok(Arc::new(tokio::task::spawn_blocking(start).await.map_err(broke_off)??))
+    }
+
+    /// Has a peer hold experts.
     pub(super) async fn hold(
         &self,
         model: &ModelRef,
@@ -384,48 +373,131 @@ impl Coordinator {
     ) -> Result<(Arc<Remote>, Vec<Place>), JobError> {
         let mut attempt = 1;
         loop {
-            match self.try_hold(model, known.costs.hidden, peer, share).await {
-                Err(error) if error.code == ErrorCode::WorkerLost && attempt < ATTEMPTS => {
-                    tracing::debug!(%peer, %error, attempt, "a peer is asked again to hold its experts");
-                    attempt += 1;
-                }
-                other => return other,
+            match self.try_hold(model, known, peer, share).await {
+                Err(error) if is_worth_another(&error, &mut attempt) => {}
+                held => return Ok((Arc::new(held?), share.experts.iter().copied().collect())),
             }
         }
     }
 
-    async fn try_hold(
+    async fn try_hold(&self, model: &ModelRef, known: &Known, peer: PeerId, share: &Share) -> Result<Remote, JobError> {
+        let link = self.experts_link(peer).await.map_err(|reason| lost(peer, &reason))?;
+        let holding = self.shared.holdings.fetch_add(1, Ordering::Relaxed);
+        let ask = ExpertAsk::Hold { holding, model: model.clone(), experts: of_layers(&share.experts) };
+        held(peer, link.answer(ask).await)?;
+        let (round_trip, _) = link.way(known.costs.hidden).await.map_err(|reason| lost(peer, &reason))?;
+        let row = match share.experts.first() {
+            Some(&place) => one_row(&link, holding, place, known.costs.hidden).await,
+            None => Ok(0.0),
+        };
+        Ok(Remote::new(peer, link, holding, round_trip, row.map_err(|reason| lost(peer, &reason))?))
+    }
+
+    /// Has a peer hold layers.
+    pub(super) async fn hold_stage(
         &self,
         model: &ModelRef,
-        hidden: usize,
-        peer: PeerId,
-        share: &Share,
-    ) -> Result<(Arc<Remote>, Vec<Place>), JobError> {
-        let lost = |reason: String| JobError::new(ErrorCode::WorkerLost, format!("peer {peer}: {reason}"));
-        let link = self.link(peer).await.map_err(lost)?;
-        let holding = self.shared.holdings.fetch_add(1, Ordering::Relaxed);
-        let mut of_layer: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-        for &(layer, expert) in &share.experts {
-            of_layer.entry(layer as u32).or_default().push(expert as u32);
-        }
-        let experts = of_layer.into_iter().map(|(layer, experts)| LayerExperts { layer, experts }).collect();
-        let ask = ExpertAsk::Hold { holding, model: model.clone(), experts };
-        match ask_for(&link, ask).await {
-            Ok(ShareAnswer::Held { memory_bytes, fetched_bytes, here_bytes }) => {
-                tracing::info!(%peer, memory_bytes, fetched_bytes, here_bytes, "a peer holds experts");
+        known: &Known,
+        post: &Post,
+    ) -> Result<Arc<RemoteStage>, JobError> {
+        let mut attempt = 1;
+        loop {
+            match self.try_hold_stage(model, known, post).await {
+                Err(error) if is_worth_another(&error, &mut attempt) => {}
+                held => return held,
             }
-            Ok(ShareAnswer::Failed(error)) => return Err(error),
-            Ok(_) => return Err(lost("it answered something else".to_owned())),
-            Err(reason) => return Err(lost(reason)),
         }
-        let (round_trip, _) = way(&link, hidden).await.map_err(lost)?;
-        let row = match share.experts.first() {
-            Some(&place) => one_row(&link, holding, place, hidden).await.map_err(lost)?,
-            None => 0.0,
-        };
-        let remote = Remote::new(peer, link, holding, round_trip, row);
-        Ok((Arc::new(remote), share.experts.iter().copied().collect()))
     }
+
+    async fn try_hold_stage(&self, model: &ModelRef, known: &Known, post: &Post) -> Result<Arc<RemoteStage>, JobError> {
+        let peer = post.peer;
+        let link = self.link(&self.shared.stage_links, peer).await.map_err(|reason| lost(peer, &reason))?;
+        let holding = self.shared.holdings.fetch_add(1, Ordering::Relaxed);
+        let elsewhere = post.elsewhere.iter();
+        let elsewhere = elsewhere
+            .map(|(peer, share)| PeerExperts { peer: peer.to_string(), experts: of_layers(&share.experts) })
+            .collect();
+        let ask = StageAsk::Hold {
+            holding,
+            model: model.clone(),
+            first: post.range.start as u32,
+            count: post.range.len() as u32,
+            experts: of_layers(&post.experts),
+            elsewhere,
+        };
+        held(peer, link.answer(ask).await)?;
+        let way = link.way(known.costs.hidden).await.map_err(|reason| lost(peer, &reason))?;
+        Ok(Arc::new(RemoteStage::new(peer, link, holding, way)))
+    }
+}
+
+/// Layers that a peer is to work out, and who is to have which of their experts.
+#[derive(Debug)]
+pub(super) struct Post {
+    pub(super) peer: PeerId,
+    /// Layers of one stack, counted through all stacks.
+    pub(super) range: Range<usize>,
+    /// Experts of them that are there too.
+    pub(super) experts: BTreeSet<Place>,
+    /// Who has the others.
+    pub(super) elsewhere: Vec<(PeerId, Share)>,
+}
+
+/// The layers that others than this node are to have.
+fn posts(known: &Known, members: &[Member], own: PeerId) -> Vec<Post> {
+    let mut posts = Vec::new();
+    for member in members {
+        let Some(peer) = member.peer else { continue };
+        for stack in &known.stacks {
+            let mut layers = member.share.layers.range(stack.clone()).copied();
+            let Some(first) = layers.next() else { continue };
+            let range = first..first + 1 + layers.count();
+            let of_range = Share { layers: range.clone().collect(), ..Share::default() };
+            let others = members.iter().filter(|other| other.peer != member.peer);
+            let others = others.map(|other| (other.peer.unwrap_or(own), experts_of(&other.share, &of_range)));
+            let elsewhere = others.filter(|(_, share)| !share.experts.is_empty()).collect();
+            let experts = experts_of(&member.share, &of_range).experts;
+            posts.push(Post { peer, range, experts, elsewhere });
+        }
+    }
+    posts
+}
+
+/// The experts of a share that are of layers of another.
+fn experts_of(share: &Share, layers: &Share) -> Share {
+    let of_layers = |place: &&Place| layers.layers.contains(&place.0);
+    Share { experts: share.experts.iter().filter(of_layers).copied().collect(), ..Share::default() }
+}
+
+fn broke_off(error: tokio::task::JoinError) -> JobError {
+    JobError::new(ErrorCode::Internal, format!("loading the model broke off: {error}"))
+}
+
+fn lost(peer: PeerId, reason: &str) -> JobError {
+    JobError::new(ErrorCode::WorkerLost, format!("peer {peer}: {reason}"))
+}
+
+/// Goes by the answer of a peer that was to hold something.
+fn held(peer: PeerId, answer: Result<ShareAnswer, String>) -> Result<(), JobError> {
+    match answer {
+        Ok(ShareAnswer::Held { memory_bytes, fetched_bytes, here_bytes }) => {
+            tracing::info!(%peer, memory_bytes, fetched_bytes, here_bytes, "a peer holds its share");
+            Ok(())
+        }
+        Ok(ShareAnswer::Failed(error)) => Err(error),
+        Ok(_) => Err(lost(peer, "it answered something else")),
+        Err(reason) => Err(lost(peer, &reason)),
+    }
+}
+
+/// Whether a peer whose stream broke is asked again to hold its share: what has come stays there.
+fn is_worth_another(error: &JobError, attempt: &mut u32) -> bool {
+    let again = error.code == ErrorCode::WorkerLost && *attempt < ATTEMPTS;
+    if again {
+        tracing::debug!(%error, attempt, "a peer is asked again to hold its share");
+        *attempt += 1;
+    }
+    again
 }
 
 impl Known {
@@ -439,8 +511,15 @@ impl Known {
         parts.index().iter().for_each(|tensor| *of_type.entry(tensor.dtype).or_default() += tensor.bytes);
         let dtype = of_type.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(Dtype::F32, |(dtype, _)| dtype);
         let (elements, bytes) = dtype.block();
-        let costs = Costs::of(&parts.description().spec, parts.anatomy(), bytes as f64 / elements as f64);
-        Ok(Self { costs, dtype })
+        let spec = &parts.description().spec;
+        let costs = Costs::of(spec, parts.anatomy(), bytes as f64 / elements as f64);
+        let mut first = 0;
+        let stacks = stacks(spec).into_iter().map(|(_, stack)| {
+            let begins = first;
+            first += stack.layers.len();
+            begins..first
+        });
+        Ok(Self { costs, dtype, stacks: stacks.collect() })
     }
 
     /// What it costs.
@@ -448,95 +527,34 @@ impl Known {
         &self.costs
     }
 
+    /// How most of its weights are stored.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Bytes of a share in memory, without the experts that it has for layers of others: they are held when those ask.
+    pub fn own_bytes(&self, share: &Share) -> u64 {
+        self.costs.share_bytes(&Share { experts: experts_of(share, share).experts, ..share.clone() })
+    }
+
     /// Whether it has parts that others could work out.
     pub fn can_be_spread(&self) -> bool {
+        self.costs.layers.len() > 1
+    }
+
+    /// Whether it is a mixture of experts: it may be faster on several machines even where it fits one.
+    pub fn has_experts(&self) -> bool {
         self.costs.has_experts()
     }
 }
 
-/// Asks, and waits for the last answer.
-async fn ask_for(link: &Link, ask: ExpertAsk) -> Result<ShareAnswer, String> {
-    let (send, answer) = oneshot::channel();
-    let mut send = Some(send);
-    link.ask(
-        ask,
-        Box::new(move |answer| {
-            if !matches!(answer, Ok(ShareAnswer::Holding { .. }))
-                && let Some(send) = send.take()
-            {
-                // Who gave up waiting does not want it.
-                let _gone = send.send(answer);
-            }
-        }),
-    );
-    answer.await.map_err(|_| "no answer".to_owned())?.map_err(|closed| closed.to_string())
-}
-
-/// The way to a peer: seconds that a row takes there and back, and bytes in a second beyond that.
-async fn way(link: &Link, hidden: usize) -> Result<(f64, f64), String> {
-    let echo = async |numbers: usize| {
-        let sent = Instant::now();
-        let answer = tokio::time::timeout(ECHO, ask_for(link, ExpertAsk::Echo(Floats(vec![1.0; numbers])))).await;
-        match answer.map_err(|_| "it does not answer".to_owned())?? {
-            ShareAnswer::Rows { rows, .. } if rows.0.len() == numbers => Ok(sent.elapsed().as_secs_f64()),
-            _ => Err("it sent something else back".to_owned()),
-        }
-    };
-    let median = async |numbers: usize, times: usize| {
-        let mut seconds = Vec::with_capacity(times);
-        for _ in 0..times {
-            seconds.push(echo(numbers).await?);
-        }
-        seconds.sort_by(f64::total_cmp);
-        Ok::<f64, String>(seconds[times / 2])
-    };
-    let short = median(hidden.clamp(1, LONG_ECHO / 2), ECHOES).await?;
-    let long = median(LONG_ECHO, 3).await?;
-    // There and back.
-    Ok((short, 8.0 * LONG_ECHO as f64 / (long - short).max(1e-6)))
-}
-
 /// Seconds that a peer computes a row of an expert that it holds: its first, so no less than others will take.
-async fn one_row(link: &Link, holding: u32, (layer, expert): Place, hidden: usize) -> Result<f64, String> {
+async fn one_row(link: &Link<ExpertAsk>, holding: u32, (layer, expert): Place, hidden: usize) -> Result<f64, String> {
     let rows = Floats(vec![1.0; hidden]);
     let ask = ExpertAsk::Forward { holding, layer: layer as u32, places: vec![(0, expert as u32)], rows };
-    match ask_for(link, ask).await? {
+    match link.answer(ask).await? {
         ShareAnswer::Rows { micros, .. } => Ok(Duration::from_micros(micros).as_secs_f64()),
         ShareAnswer::Failed(error) => Err(error.to_string()),
         _ => Err("it answered something else".to_owned()),
     }
-}
-
-/// The experts of a model that is here in part.
-fn experts_here(files: &BlockFiles) -> std::collections::BTreeSet<Place> {
-    let Ok(parts) = accel_pipelines::open(Arc::new(files.clone()), 1) else { return Default::default() };
-    let here = |part: Part| {
-        let extents = parts.anatomy().extents(part).iter();
-        extents.into_iter().all(|extent| {
-            let number = files.files().iter().position(|file| file.name == extent.file);
-            let range = extent.offset..extent.offset + extent.bytes;
-            number.is_some_and(|number| files.here_bytes(number, range).is_ok_and(|here| here == extent.bytes))
-        })
-    };
-    let experts = parts.anatomy().parts().filter_map(|part| match part {
-        Part::Expert(layer, expert) if here(part) => Some((layer, expert)),
-        _ => None,
-    });
-    experts.collect()
-}
-
-/// A number that peers on one machine have in common.
-fn host() -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    use std::sync::OnceLock;
-    static HOST: OnceLock<u64> = OnceLock::new();
-    *HOST.get_or_init(|| match std::fs::read("/proc/sys/kernel/random/boot_id") {
-        Ok(boot) => {
-            let mut hasher = DefaultHasher::new();
-            boot.hash(&mut hasher);
-            hasher.finish()
-        }
-        // Where a machine cannot be told, each peer counts as one.
-        Err(_) => rand::random(),
-    })
 }

@@ -4,10 +4,12 @@
 //! replica, and where there is none to this node, which fetches the expert and goes on: slower, and never with another
 //! result, since rows come back unweighted and are summed by whoever asks, in the order of choices.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+pub mod holder;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use accel_backends::tensor::Tensor;
@@ -22,24 +24,8 @@ use tokio::sync::Notify;
 
 use super::Fetch;
 use super::link::Link;
+use super::pace::{Pace, Paced};
 use crate::memory::{Memory, Reserved};
-
-/// A call that takes so many times what it should is late,
-const PATIENCE: f64 = 8.0;
-/// unless that is less than this: a busy machine may take so long to do anything,
-const LEAST_PATIENCE: Duration = Duration::from_secs(1);
-/// and no call gets more.
-const MOST_PATIENCE: Duration = Duration::from_secs(5);
-/// A peer that is late so often in a row is asked no more before it has answered.
-const LATE: u32 = 2;
-/// A call is slow when its way takes so many times what the way to its peer usually does,
-const SLOW: f64 = 5.0;
-/// and so much more;
-const SLOWER: Duration = Duration::from_millis(20);
-/// and a peer whose calls are slow so often in a row is slow: a busy machine may stumble.
-const SLOW_CALLS: u32 = 16;
-/// How much the newest call counts in a peer's pace.
-const NEWEST: f64 = 0.2;
 
 /// An expert by its layer and number.
 pub type Place = (usize, usize);
@@ -49,6 +35,8 @@ pub struct Spread {
     parts: Arc<Parts>,
     fetch: Fetch,
     memory: Memory,
+    /// The layers whose experts these are.
+    layers: BTreeSet<usize>,
     /// Those that belong here.
     here: RwLock<HashMap<Place, Arc<Mlp>>>,
     /// Memory of those that were settled here later.
@@ -88,11 +76,9 @@ pub struct Counts {
 pub struct Remote {
     /// The peer.
     pub peer: PeerId,
-    link: Arc<Link>,
+    link: Arc<Link<ExpertAsk>>,
     holding: u32,
-    /// Seconds of the way there and back when it began to hold them.
-    usual: f64,
-    pace: Mutex<Pace>,
+    paced: Paced,
 }
 
 impl Drop for Remote {
@@ -102,24 +88,10 @@ impl Drop for Remote {
     }
 }
 
-/// How fast a peer answers, in seconds.
-#[derive(Clone, Copy, Debug)]
-pub struct Pace {
-    /// What a call takes beside its rows: the way there and back.
-    pub transport: f64,
-    /// What a row takes.
-    pub row: f64,
-    /// Calls that were late one after the other.
-    pub late: u32,
-    /// Calls that were slow one after the other.
-    pub slow: u32,
-}
-
 impl Remote {
     /// A peer that holds experts under that name; `usual` seconds away, and with `row` seconds for a row.
-    pub fn new(peer: PeerId, link: Arc<Link>, holding: u32, usual: f64, row: f64) -> Self {
-        let pace = Pace { transport: usual, row, late: 0, slow: 0 };
-        Self { peer, link, holding, usual, pace: Mutex::new(pace) }
+    pub fn new(peer: PeerId, link: Arc<Link<ExpertAsk>>, holding: u32, usual: f64, row: f64) -> Self {
+        Self { peer, link, holding, paced: Paced::new(usual, row) }
     }
 
     /// Whether it can be asked.
@@ -129,43 +101,12 @@ impl Remote {
 
     /// Whether it answers, and about as fast as it did at first.
     pub fn is_well(&self) -> bool {
-        let pace = self.pace();
-        self.is_open() && pace.late < LATE && pace.slow < SLOW_CALLS
+        self.is_open() && self.paced.is_well()
     }
 
     /// How fast it answers.
     pub fn pace(&self) -> Pace {
-        *self.paced()
-    }
-
-    fn paced(&self) -> MutexGuard<'_, Pace> {
-        // Each change is a whole one.
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn expected(&self, rows: usize) -> f64 {
-        let pace = self.pace();
-        pace.transport + rows as f64 * pace.row
-    }
-
-    fn patience(&self, rows: usize) -> Duration {
-        let patience = Duration::try_from_secs_f64(PATIENCE * self.expected(rows)).unwrap_or(MOST_PATIENCE);
-        patience.clamp(LEAST_PATIENCE, MOST_PATIENCE)
-    }
-
-    /// Takes what a call took into account.
-    fn took(&self, rows: usize, elapsed: Duration, there: Duration) {
-        let mut pace = self.paced();
-        let newest = |old: &mut f64, new: f64| *old += NEWEST * (new - *old);
-        let way = elapsed.saturating_sub(there).as_secs_f64();
-        pace.slow = if way > SLOW * self.usual + SLOWER.as_secs_f64() { pace.slow + 1 } else { 0 };
-        newest(&mut pace.transport, way);
-        newest(&mut pace.row, there.as_secs_f64() / rows.max(1) as f64);
-        pace.late = 0;
-    }
-
-    fn was_late(&self) {
-        self.paced().late += 1;
+        self.paced.pace()
     }
 
     /// Puts rows through experts; `answered` hears how that went.
@@ -185,7 +126,7 @@ impl Remote {
             Box::new(move |answer| {
                 let rows = match answer {
                     Ok(ShareAnswer::Rows { rows, micros }) => {
-                        remote.took(count, sent.elapsed(), Duration::from_micros(micros));
+                        remote.paced.took(count, sent.elapsed(), Duration::from_micros(micros));
                         Some(rows.0)
                     }
                     Ok(ShareAnswer::Failed(error)) => {
@@ -231,11 +172,12 @@ fn not_had(place: Place, reason: impl std::fmt::Display) -> ModelError {
 impl Spread {
     /// The experts of a model, none of them anywhere yet. Who is told of `trouble` sees to it that experts that lost their
     /// peers get others.
-    pub fn new(parts: Arc<Parts>, fetch: Fetch, memory: Memory, trouble: Arc<Notify>) -> Self {
+    pub fn new(parts: Arc<Parts>, fetch: Fetch, memory: Memory, layers: BTreeSet<usize>, trouble: Arc<Notify>) -> Self {
         Self {
             parts,
             fetch,
             memory,
+            layers,
             here: RwLock::default(),
             settled: Mutex::default(),
             borrowed: Mutex::default(),
@@ -243,6 +185,11 @@ impl Spread {
             trouble,
             counts: Counts::default(),
         }
+    }
+
+    /// Whether these are the experts of a layer.
+    pub fn covers(&self, layer: usize) -> bool {
+        self.layers.contains(&layer)
     }
 
     /// What happened so far.
@@ -364,8 +311,8 @@ impl Spread {
             let remotes = routes.get(&(layer, expert)).filter(|_| !here.contains_key(&(layer, expert)));
             let able = remotes.into_iter().flatten();
             let able =
-                able.filter(|remote| remote.is_open() && remote.pace().late < LATE && !avoid.contains(&remote.peer));
-            let cost = |remote: &Arc<Remote>| remote.expected(assigned.rows(remote) + slots.len());
+                able.filter(|remote| remote.is_open() && !remote.paced.is_late() && !avoid.contains(&remote.peer));
+            let cost = |remote: &Arc<Remote>| remote.paced.expected(assigned.rows(remote) + slots.len());
             match able.min_by(|a, b| cost(a).total_cmp(&cost(b))).cloned() {
                 Some(remote) => assigned.give(remote, slots),
                 None => assigned.here.push((expert, slots)),
@@ -510,7 +457,7 @@ impl Round {
     fn collect(mut self, hidden: usize, out: &mut [f32], avoid: &mut HashSet<PeerId>) -> Vec<usize> {
         let mut open = Vec::new();
         loop {
-            let end = |call: &Call| call.sent + call.remote.patience(call.slots.len());
+            let end = |call: &Call| call.sent + call.remote.paced.patience(call.slots.len());
             let Some(first) = self.calls.iter().flatten().map(end).min() else { return open };
             match self.answers.recv_timeout(first.saturating_duration_since(Instant::now())) {
                 Ok((number, rows)) => {
@@ -529,7 +476,7 @@ impl Round {
                     let over = |call: &&mut Option<Call>| call.as_ref().is_some_and(|call| nobody || end(call) <= now);
                     for call in self.calls.iter_mut().filter(over) {
                         let Some(call) = call.take() else { continue };
-                        call.remote.was_late();
+                        call.remote.paced.was_late();
                         avoid.insert(call.remote.peer);
                         open.extend(call.slots);
                     }

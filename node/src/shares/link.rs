@@ -4,13 +4,16 @@
 //! ask by the same stream. When the stream breaks, everybody who waits is told at once.
 
 use std::collections::HashMap;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use accel_protocol::share::EXPERTS_PROTOCOL;
-use accel_protocol::{ExpertAsk, ExpertRequest, ShareAnswer, ShareReply, frame};
+use accel_protocol::stage::STAGES_PROTOCOL;
+use accel_protocol::{ExpertAsk, Floats, ShareAnswer, ShareReply, ShareRequest, StageAsk, frame};
 use libp2p::PeerId;
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -21,6 +24,39 @@ use crate::swarm::{Swarm, SwarmError};
 const FRAMES: usize = 256;
 /// A peer that takes nothing for so long is let go.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
+/// A peer that has not answered, and says nothing of it for so long, will not.
+const SILENCE: Duration = Duration::from_secs(30);
+/// What a peer gets to send rows back.
+const ECHO: Duration = Duration::from_secs(2);
+/// Echoes of a row that the way to a peer is the median of.
+const ECHOES: usize = 9;
+/// Numbers of an echo that tells how many bytes go through in a second.
+const LONG_ECHO: usize = 32 << 10;
+
+/// What can be asked of a peer that holds a share of a model.
+pub trait Ask: Serialize + Send + 'static {
+    /// The protocol of its streams.
+    const PROTOCOL: &'static str;
+
+    /// Has rows sent back.
+    fn echo(rows: Floats) -> Self;
+}
+
+impl Ask for ExpertAsk {
+    const PROTOCOL: &'static str = EXPERTS_PROTOCOL;
+
+    fn echo(rows: Floats) -> Self {
+        Self::Echo(rows)
+    }
+}
+
+impl Ask for StageAsk {
+    const PROTOCOL: &'static str = STAGES_PROTOCOL;
+
+    fn echo(rows: Floats) -> Self {
+        Self::Echo(rows)
+    }
+}
 
 /// The stream is gone, and with it the answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -38,27 +74,28 @@ pub type Answered = Box<dyn FnMut(Result<ShareAnswer, Closed>) + Send>;
 
 /// A stream to a peer.
 #[derive(Debug)]
-pub struct Link {
+pub struct Link<A> {
     peer: PeerId,
     frames: mpsc::Sender<Vec<u8>>,
     waiting: Waiting,
     next: AtomicU64,
     tasks: [JoinHandle<()>; 2],
+    asks: PhantomData<fn(A)>,
 }
 
-impl Drop for Link {
+impl<A> Drop for Link<A> {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
-impl Link {
+impl<A: Ask> Link<A> {
     /// Opens a stream to a peer.
     ///
     /// # Errors
     /// When the peer cannot be reached, or does not speak the protocol.
     pub async fn open(swarm: &Swarm, peer: PeerId, within: Duration) -> Result<Self, SwarmError> {
-        let (reader, writer) = swarm.open_stream(peer, EXPERTS_PROTOCOL, within).await?.split();
+        let (reader, writer) = swarm.open_stream(peer, A::PROTOCOL, within).await?.split();
         let (frames, outbox) = mpsc::channel(FRAMES);
         let waiting = Waiting::new(peer);
         let write = {
@@ -77,7 +114,7 @@ impl Link {
                 waiting.close(&error);
             })
         };
-        Ok(Self { peer, frames, waiting, next: AtomicU64::new(1), tasks: [write, read] })
+        Ok(Self { peer, frames, waiting, next: AtomicU64::new(1), tasks: [write, read], asks: PhantomData })
     }
 
     /// Whether the stream is still open.
@@ -86,23 +123,80 @@ impl Link {
     }
 
     /// Asks something. What is called is called once more at least, be it with an error.
-    pub fn ask(&self, ask: ExpertAsk, mut answered: Answered) {
+    pub fn ask(&self, ask: A, answered: Answered) {
+        self.ask_in_pieces(Vec::new(), ask, answered);
+    }
+
+    /// The same with what comes before it under its number.
+    pub fn ask_in_pieces(&self, pieces: Vec<A>, ask: A, mut answered: Answered) {
         let closed = |reason: &dyn std::fmt::Display| Closed { peer: self.peer, reason: reason.to_string() };
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let frame = match frame::frame(&ExpertRequest { id, ask }) {
-            Ok(frame) => frame,
+        let frames = pieces.into_iter().chain([ask]).map(|ask| frame::frame(&ShareRequest { id, ask }));
+        let frames = match frames.collect::<Result<Vec<_>, _>>() {
+            Ok(frames) => frames,
             Err(error) => return answered(Err(closed(&error))),
         };
         if let Err((mut answered, reason)) = self.waiting.enter(id, answered) {
             return answered(Err(closed(&reason)));
         }
         // A queue that is full has long stopped moving.
-        if let Err(error) = self.frames.try_send(frame)
+        let sent = frames.into_iter().try_for_each(|frame| self.frames.try_send(frame));
+        if let Err(error) = sent
             && let Some(mut answered) = self.waiting.leave(id)
         {
             answered(Err(closed(&error)));
         }
     }
+
+    /// Asks, and waits for the last answer, as long as there are signs of life.
+    ///
+    /// # Errors
+    /// In words, when there is none.
+    pub async fn answer(&self, ask: A) -> Result<ShareAnswer, String> {
+        let (send, mut answers) = mpsc::unbounded_channel();
+        // Who gave up waiting does not want it.
+        self.ask(ask, Box::new(move |answer| drop(send.send(answer))));
+        loop {
+            let answer = tokio::time::timeout(SILENCE, answers.recv()).await;
+            let answer = answer.map_err(|_| format!("it said nothing for {} s", SILENCE.as_secs()))?;
+            match answer.ok_or_else(|| "no answer".to_owned())? {
+                Ok(answer) if goes_on(&answer) => {}
+                answer => return answer.map_err(|closed| closed.to_string()),
+            }
+        }
+    }
+
+    /// The way to the peer: seconds that a row takes there and back, and bytes in a second beyond that.
+    ///
+    /// # Errors
+    /// In words, when it does not answer.
+    pub async fn way(&self, hidden: usize) -> Result<(f64, f64), String> {
+        let echo = async |numbers: usize| {
+            let sent = Instant::now();
+            let answer = tokio::time::timeout(ECHO, self.answer(A::echo(Floats(vec![1.0; numbers])))).await;
+            match answer.map_err(|_| "it does not answer".to_owned())?? {
+                ShareAnswer::Rows { rows, .. } if rows.0.len() == numbers => Ok(sent.elapsed().as_secs_f64()),
+                _ => Err("it sent something else back".to_owned()),
+            }
+        };
+        let median = async |numbers: usize, times: usize| {
+            let mut seconds = Vec::with_capacity(times);
+            for _ in 0..times {
+                seconds.push(echo(numbers).await?);
+            }
+            seconds.sort_by(f64::total_cmp);
+            Ok::<f64, String>(seconds[times / 2])
+        };
+        let short = median(hidden.clamp(1, LONG_ECHO / 2), ECHOES).await?;
+        let long = median(LONG_ECHO, 3).await?;
+        // There and back.
+        Ok((short, 8.0 * LONG_ECHO as f64 / (long - short).max(1e-6)))
+    }
+}
+
+/// Whether an answer is followed by another.
+fn goes_on(answer: &ShareAnswer) -> bool {
+    matches!(answer, ShareAnswer::Holding { .. } | ShareAnswer::Piece(_))
 }
 
 async fn write(mut writer: FrameWriter, mut outbox: mpsc::Receiver<Vec<u8>>) -> Result<(), String> {
@@ -172,7 +266,7 @@ impl Waiting {
     }
 
     fn answer(&self, id: u64, answer: ShareAnswer) {
-        let goes_on = matches!(answer, ShareAnswer::Holding { .. });
+        let goes_on = goes_on(&answer);
         // Called without the lock: it may ask again.
         if let Some(mut answered) = self.leave(id) {
             answered(Ok(answer));

@@ -8,6 +8,7 @@ use accel_backends::tensor::{Keys, PAGE, Tensor};
 
 use crate::ModelError;
 use crate::layers::rope::Place;
+use crate::stage::Sequences;
 
 /// Some tokens of one sequence in a forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +33,12 @@ impl Row {
 }
 
 /// The state of all layers.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct State {
     layers: Vec<LayerState>,
     slots: Vec<Slot>,
+    /// What is kept of the sequences by the stages that work out layers elsewhere.
+    stages: Vec<Box<dyn Sequences>>,
 }
 
 /// What all layers know of one sequence.
@@ -112,6 +115,16 @@ impl State {
     /// The state of so many layers, without sequences.
     pub fn new(layers: usize) -> Self {
         Self { layers: vec![LayerState::default(); layers], ..Self::default() }
+    }
+
+    /// The state of so many layers, some of which stages work out.
+    pub(crate) fn with_stages(layers: usize, stages: Vec<Box<dyn Sequences>>) -> Self {
+        Self { stages, ..Self::new(layers) }
+    }
+
+    /// What a stage keeps.
+    pub fn stage(&mut self, stage: usize) -> Option<&mut dyn Sequences> {
+        Some(&mut **self.stages.get_mut(stage)?)
     }
 
     /// The state of a layer.
@@ -196,6 +209,7 @@ impl State {
     /// are gone. Beams of a search go on from one another so.
     pub fn reorder(&mut self, from: &[usize]) {
         reorder(&mut self.slots, from);
+        self.stages.iter_mut().for_each(|stage| stage.reorder(from));
         for layer in &mut self.layers {
             reorder(&mut layer.slots, from);
             reorder(&mut layer.carries, from);
@@ -204,18 +218,19 @@ impl State {
     }
 
     /// Forgets a sequence and gives its memory back.
-    pub fn clear(&mut self, slot: usize) {
-        if let Some(slot) = self.slots.get_mut(slot) {
+    pub fn clear(&mut self, of: usize) {
+        if let Some(slot) = self.slots.get_mut(of) {
             *slot = Slot::default();
         }
+        self.stages.iter_mut().for_each(|stage| stage.clear(of));
         for layer in &mut self.layers {
-            if let Some(kept) = layer.slots.get_mut(slot) {
+            if let Some(kept) = layer.slots.get_mut(of) {
                 *kept = Kept::default();
             }
-            if let Some(carries) = layer.carries.get_mut(slot) {
+            if let Some(carries) = layer.carries.get_mut(of) {
                 *carries = <[Carried; 2]>::default();
             }
-            if let Some(across) = layer.across.get_mut(slot) {
+            if let Some(across) = layer.across.get_mut(of) {
                 *across = None;
             }
         }

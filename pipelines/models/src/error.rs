@@ -81,6 +81,14 @@ pub enum ModelError {
         /// Why not.
         reason: String,
     },
+    /// What another machine kept of sequences is gone: they are to be read from their beginnings.
+    #[error("{part} was lost: {reason}")]
+    Lost {
+        /// The part that it worked out.
+        part: String,
+        /// What happened.
+        reason: String,
+    },
     /// Rows of a forward pass that do not follow from the state.
     #[error("{place}: expected {expected}, found {found}")]
     State {

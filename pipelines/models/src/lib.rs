@@ -15,6 +15,7 @@ pub mod rules;
 pub mod share;
 pub mod spec;
 pub mod stack;
+pub mod stage;
 pub mod usage;
 
 mod error;

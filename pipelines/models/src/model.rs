@@ -1,6 +1,7 @@
 //! Models as whole things: asked by named tensors, answering by named tensors, as Hugging Face's classes name them.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use accel_backends::tensor::{Kind, Tensor, TensorError};
@@ -28,6 +29,7 @@ use crate::layers::moe::Experts;
 use crate::rules::Loader;
 use crate::spec::Spec;
 use crate::stack::Stack;
+use crate::stage::Stage;
 use crate::usage::ExpertUsage;
 
 /// What a model is asked.
@@ -293,6 +295,35 @@ impl Model {
             // Other families have none.
             _ => {}
         }
+    }
+
+    /// Has somebody else work out a range of layers of one stack. Layers are counted through all stacks.
+    ///
+    /// # Errors
+    ///
+    /// When no stack has all of them.
+    pub fn set_stage(&mut self, range: Range<usize>, stage: Arc<dyn Stage>) -> Result<(), ModelError> {
+        let stacks: Vec<&mut Stack> = match self {
+            Self::Decoder(model) => vec![model.stack_mut()],
+            Self::EncoderDecoder(model) => model.stacks_mut().collect(),
+            _ => Vec::new(),
+        };
+        let mut first = 0;
+        for stack in stacks {
+            let end = first + stack.spec().layers.len();
+            if (first..end).contains(&range.start) && range.end <= end {
+                stack.set_stage(range.start - first..range.end - first, stage);
+                return Ok(());
+            }
+            first = end;
+        }
+        let found = format!("{} to {}", range.start, range.end);
+        Err(ModelError::State { place: "stage", expected: "layers of one stack".into(), found })
+    }
+
+    /// Whether somebody else works out some layers.
+    pub fn has_stages(&self) -> bool {
+        self.stacks().into_iter().any(Stack::has_stages)
     }
 
     /// Has the routers of all layers say what they choose.

@@ -155,6 +155,12 @@ impl<'a> Loader<'a> {
         layer + self.share.as_ref().map_or(0, |share| share.1.first_layer(&self.part))
     }
 
+    /// Whether a layer of this stack is to be read.
+    pub fn has_layer(&self, layer: usize) -> bool {
+        let number = self.layer_number(layer);
+        self.share.as_ref().is_none_or(|share| share.0.has(share::Part::Layer(number)))
+    }
+
     /// Whether all experts of a layer of this stack are to be read.
     pub fn has_experts(&self, layer: usize, experts: usize) -> bool {
         let number = self.layer_number(layer);

@@ -5,6 +5,7 @@
 //! of an encoder before those of its decoder.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use accel_backends::files::{Extent, ModelFiles};
@@ -17,6 +18,7 @@ use crate::layers::mlp::Mlp;
 use crate::rules::stacked::slice_of;
 use crate::rules::{Loader, Rules};
 use crate::spec::{FfnSpec, MoeSpec, Spec, StackSpec};
+use crate::stack::Layers;
 
 /// What the names of a layer's experts begin with, before their numbers.
 const EXPERTS: &str = "moe.experts.";
@@ -278,6 +280,31 @@ impl Parts {
         let loader = if stack.is_empty() { whole } else { whole.part(stack.trim_end_matches('.')) };
         let hidden = stacks(spec).into_iter().find(|(name, _)| *name == stack).ok_or_else(missing)?.1.hidden;
         Mlp::load(&loader, &format!("layers.{}.moe.experts.{expert}", layer - first), &moe.expert, hidden)
+    }
+}
+
+impl Parts {
+    /// Reads the layers of a share that a stack has, and no other part of the stack; with the range of all the layers of
+    /// that stack. Layers are counted through all stacks.
+    ///
+    /// # Errors
+    ///
+    /// When no stack has them, or their tensors cannot be read.
+    pub fn layers(&self, share: &Share) -> Result<(Layers, Range<usize>), ModelError> {
+        let missing = || ModelError::State {
+            place: "layers",
+            expected: "layers of one stack of the model".into(),
+            found: format!("{:?}", share.layers),
+        };
+        let (name, first) = share.layers.first().and_then(|&layer| self.stacks.of_layer(layer)).ok_or_else(missing)?;
+        let stack = stacks(&self.description.spec).into_iter().find(|(known, _)| *known == name).ok_or_else(missing)?.1;
+        let all = first..first + stack.layers.len();
+        if !share.layers.iter().all(|layer| all.contains(layer)) {
+            return Err(missing());
+        }
+        let whole = self.loader(Some(share));
+        let loader = if name.is_empty() { whole } else { whole.part(name.trim_end_matches('.')) };
+        Ok((Layers::load(&loader, stack.clone())?, all))
     }
 }
 

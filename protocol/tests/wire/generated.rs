@@ -4,8 +4,9 @@ use accel_protocol::result::{Bounds, Entity, Filling, Label, Mask, Span, Thing};
 use accel_protocol::{
     Advert, Aggregation, Arithmetic, Backend, Device, ErrorCode, EventRecord, ExpertAsk, ExpertRequest, FileBytes,
     FinishReason, Floats, Generation, HeldModel, Input, JobError, JobEvent, JobId, JobRequest, JobResponse, JobSpec,
-    JobState, JobStatus, LayerExperts, Load, Message, ModelRef, Offer, OfferRequest, OutputRequest, Painting, Proof,
-    Rejection, Role, ShareAnswer, ShareReply, Task, TaskOptions, TaskResult, TokenLogprob, Usage, frame,
+    JobState, JobStatus, LayerExperts, Load, Message, ModelRef, Offer, OfferRequest, OutputRequest, Painting,
+    PeerExperts, Proof, Rejection, Role, ShareAnswer, ShareReply, StageAsk, StageForward, StageRequest, StageRow,
+    StageSource, StateChange, Task, TaskOptions, TaskResult, TokenLogprob, Usage, frame,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -61,6 +62,50 @@ pub fn expert_request() -> impl Strategy<Value = ExpertRequest> {
     (any::<u64>(), ask).prop_map(|(id, ask)| ExpertRequest { id, ask })
 }
 
+pub fn stage_request() -> impl Strategy<Value = StageRequest> {
+    let peer_experts = ("[a-zA-Z0-9]{1,8}", layer_experts()).prop_map(|(peer, experts)| PeerExperts { peer, experts });
+    let hold = (any::<(u32, u32, u32)>(), model(), layer_experts(), vec(peer_experts, 0..3));
+    let change = prop_oneof![
+        any::<u32>().prop_map(StateChange::Clear),
+        vec(any::<u32>(), 0..5).prop_map(StateChange::Reorder),
+        Just(StateChange::Forget),
+    ];
+    let ask = prop_oneof![
+        hold.prop_map(|((holding, first, count), model, experts, elsewhere)| {
+            StageAsk::Hold { holding, model, first, count, experts, elsewhere }
+        }),
+        (any::<u32>(), floats()).prop_map(|(holding, rows)| StageAsk::Piece { holding, rows }),
+        stage_forward().prop_map(|forward| StageAsk::Forward(Box::new(forward))),
+        (any::<(u32, u32)>(), change).prop_map(|((holding, state), change)| StageAsk::Change {
+            holding,
+            state,
+            change
+        }),
+        floats().prop_map(StageAsk::Echo),
+        any::<u32>().prop_map(|holding| StageAsk::Release { holding }),
+    ];
+    (any::<u64>(), ask).prop_map(|(id, ask)| StageRequest { id, ask })
+}
+
+fn stage_forward() -> impl Strategy<Value = StageForward> {
+    let row =
+        any::<(u32, u32, u32, u32)>().prop_map(|(len, past, slot, horizon)| StageRow { len, past, slot, horizon });
+    let masks = || vec(vec(any::<bool>(), 0..4), 0..3);
+    let source = (vec(any::<u32>(), 0..3), masks()).prop_map(|(lengths, absent)| StageSource { lengths, absent });
+    let names = (any::<u32>(), option::of(any::<u32>()), vec(any::<u32>(), 0..4));
+    (names, vec(row, 0..3), masks(), option::of(source), floats()).prop_map(
+        |((holding, state, wanted), rows, absent, source, floats)| StageForward {
+            holding,
+            state,
+            rows,
+            wanted,
+            absent,
+            source,
+            floats,
+        },
+    )
+}
+
 pub fn share_reply() -> impl Strategy<Value = ShareReply> {
     let holding = any::<(u64, u64)>();
     let held = any::<(u64, u64, u64)>();
@@ -71,6 +116,7 @@ pub fn share_reply() -> impl Strategy<Value = ShareReply> {
         }),
         (floats(), any::<u64>()).prop_map(|(rows, micros)| ShareAnswer::Rows { rows, micros }),
         error().prop_map(ShareAnswer::Failed),
+        floats().prop_map(ShareAnswer::Piece),
     ];
     (any::<u64>(), answer).prop_map(|(id, answer)| ShareReply { id, answer })
 }
@@ -86,8 +132,10 @@ fn layer_experts() -> impl Strategy<Value = Vec<LayerExperts>> {
 fn offer() -> impl Strategy<Value = Offer> {
     let machine = (any::<bool>(), any::<u64>(), any::<u32>(), any::<u32>());
     let room = (any::<u64>(), any::<u64>(), 0.0..1e3_f64, 0.0..1e4_f64);
-    (machine, room, layer_experts(), any::<bool>()).prop_map(
-        |((serves, host, cores, threads), (memory_bytes, disk_bytes, gbytes_per_second, gflops), experts, whole)| {
+    let here = (layer_experts(), vec(any::<u32>(), 0..4), any::<bool>());
+    (machine, room, here).prop_map(
+        |((serves, host, cores, threads), (memory_bytes, disk_bytes, gbytes_per_second, gflops), here)| {
+            let (experts, layers, whole) = here;
             Offer {
                 serves,
                 host,
@@ -99,6 +147,7 @@ fn offer() -> impl Strategy<Value = Offer> {
                 gbytes_per_second,
                 gflops,
                 experts,
+                layers,
                 whole,
             }
         },
@@ -348,13 +397,26 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
         gbytes_per_second: 14.5,
         gflops: 80.25,
         experts: vec![LayerExperts { layer: 3, experts: vec![0, 15] }],
+        layers: vec![3, 4],
         whole: false,
     };
     let wanted = OfferRequest { model: model.clone(), dtype: "BF16".into() };
     let experts = vec![LayerExperts { layer: 5, experts: vec![0, 1, 300] }];
-    let hold = ExpertAsk::Hold { holding: 1, model: model.clone(), experts };
+    let hold = ExpertAsk::Hold { holding: 1, model: model.clone(), experts: experts.clone() };
+    let elsewhere = vec![PeerExperts { peer: "12D3KooW".into(), experts: experts.clone() }];
+    let stage = StageAsk::Hold { holding: 1, model: model.clone(), first: 12, count: 300, experts, elsewhere };
     let rows = || Floats(vec![1.0, -0.5, 0.25]);
     let forward = ExpertAsk::Forward { holding: 1, layer: 5, places: vec![(0, 1), (0, 300)], rows: rows() };
+    let pass = StageForward {
+        holding: 1,
+        state: Some(2),
+        rows: vec![StageRow { len: 1, past: 300, slot: 3, horizon: 128 }],
+        wanted: vec![0],
+        absent: vec![vec![true, false]],
+        source: Some(StageSource { lengths: vec![2], absent: vec![vec![false, true]] }),
+        floats: rows(),
+    };
+    let change = |change| StageAsk::Change { holding: 1, state: 2, change };
     let status = JobStatus { id, model, state: JobState::Running, tokens: 3, peer: Some("12D3".into()), age_ms: 250 };
     let classify = JobSpec {
         task: Task::TextClassification,
@@ -388,6 +450,7 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
     let request = |request: JobRequest| frame::encode(&request).unwrap();
     let response = |response: JobResponse| frame::encode(&response).unwrap();
     let experts = |ask| frame::encode(&ExpertRequest { id: 9, ask }).unwrap();
+    let stages = |ask| frame::encode(&StageRequest { id: 9, ask }).unwrap();
     let share = |answer| frame::encode(&ShareReply { id: 9, answer }).unwrap();
     let cancelled = EventRecord { number: 0, event: JobEvent::Cancelled };
     let rejection = Rejection { error: error.clone(), retry_after_ms: Some(500) };
@@ -412,6 +475,15 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
         ("experts forward", experts(forward)),
         ("experts echo", experts(ExpertAsk::Echo(rows()))),
         ("experts release", experts(ExpertAsk::Release { holding: 1 })),
+        ("stages hold", stages(stage)),
+        ("stages piece", stages(StageAsk::Piece { holding: 1, rows: rows() })),
+        ("stages forward", stages(StageAsk::Forward(Box::new(pass)))),
+        ("stages clear", stages(change(StateChange::Clear(3)))),
+        ("stages reorder", stages(change(StateChange::Reorder(vec![1, 0])))),
+        ("stages forget", stages(change(StateChange::Forget))),
+        ("stages echo", stages(StageAsk::Echo(rows()))),
+        ("stages release", stages(StageAsk::Release { holding: 1 })),
+        ("share piece", share(ShareAnswer::Piece(rows()))),
         ("share holding", share(ShareAnswer::Holding { done_bytes: 1, total_bytes: 300 })),
         ("share held", share(ShareAnswer::Held { memory_bytes: 300, fetched_bytes: 200, here_bytes: 100 })),
         ("share rows", share(ShareAnswer::Rows { rows: rows(), micros: 250 })),

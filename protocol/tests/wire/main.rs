@@ -11,7 +11,8 @@ use std::fmt::Write;
 
 use accel_protocol::limits::FRAME_BYTES;
 use accel_protocol::{
-    Advert, EventRecord, ExpertRequest, JobId, JobRequest, JobResponse, ModelRef, OutputRequest, ShareReply, frame,
+    Advert, EventRecord, ExpertRequest, JobId, JobRequest, JobResponse, ModelRef, OutputRequest, ShareReply,
+    StageRequest, frame,
 };
 use proptest::prelude::*;
 use serde::Serialize;
@@ -34,6 +35,7 @@ fn decode_as_every_message(bytes: &[u8]) {
     decode_anything::<OutputRequest>(bytes);
     decode_anything::<Advert>(bytes);
     decode_anything::<ExpertRequest>(bytes);
+    decode_anything::<StageRequest>(bytes);
     decode_anything::<ShareReply>(bytes);
 }
 
@@ -68,6 +70,7 @@ proptest! {
         request in generated::request(),
         response in generated::response(),
         experts in generated::expert_request(),
+        stages in generated::stage_request(),
         share in generated::share_reply(),
         damage in proptest::collection::vec((any::<usize>(), any::<u8>()), 1..4),
         keep in any::<usize>(),
@@ -75,6 +78,7 @@ proptest! {
         decode_as_every_message(&damaged(frame::encode(&request).unwrap(), &damage, keep));
         decode_as_every_message(&damaged(frame::encode(&response).unwrap(), &damage, keep));
         decode_as_every_message(&damaged(frame::encode(&experts).unwrap(), &damage, keep));
+        decode_as_every_message(&damaged(frame::encode(&stages).unwrap(), &damage, keep));
         decode_as_every_message(&damaged(frame::encode(&share).unwrap(), &damage, keep));
     }
 
@@ -83,11 +87,13 @@ proptest! {
         request in generated::request(),
         response in generated::response(),
         experts in generated::expert_request(),
+        stages in generated::stage_request(),
         share in generated::share_reply(),
     ) {
         returns_unchanged(&request);
         returns_unchanged(&response);
         returns_unchanged(&experts);
+        returns_unchanged(&stages);
         returns_unchanged(&share);
     }
 

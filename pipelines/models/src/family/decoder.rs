@@ -187,7 +187,7 @@ impl Decoder {
 
     /// A state without sequences.
     pub fn state(&self) -> State {
-        State::new(self.stack.spec().layers.len())
+        self.stack.state()
     }
 
     /// Bytes of state that one position takes.
@@ -241,11 +241,7 @@ impl Decoder {
         state: &mut State,
         spliced: Option<&Spliced>,
     ) -> Result<Tensor, ModelError> {
-        let count: usize = rows.iter().map(|row| row.len).sum();
-        if count != tokens.known.len() || count == 0 {
-            let expected = format!("{count} tokens, and at least one");
-            return Err(ModelError::State { place: "rows", expected, found: tokens.known.len().to_string() });
-        }
+        check_rows(rows, tokens.known.len())?;
         let x = self.stack.embed_spliced(tokens, rows, spliced)?;
         let x = self.layers(0..self.stack.spec().layers.len(), x, rows, state)?;
         state.advance(rows);
@@ -264,6 +260,18 @@ impl Decoder {
     /// When a token or a position is in no table.
     pub fn embed(&self, tokens: Tokens<'_>, rows: &[Row]) -> Result<Tensor, ModelError> {
         self.stack.embed(tokens, rows)
+    }
+
+    /// The same of tokens by their numbers, those of all rows one after the other.
+    ///
+    /// # Errors
+    ///
+    /// When they do not fit the rows, or one is not in the vocabulary.
+    pub fn embed_ids(&self, engine: &Engine, ids: &[u32], rows: &[Row]) -> Result<Tensor, ModelError> {
+        let known: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
+        check_rows(rows, known.len())?;
+        let ids = Tensor::whole(engine, known.clone(), &[ids.len()]).map_err(ModelError::at("tokens"))?;
+        self.embed(Tokens { ids: &ids, known: &known, types: None }, rows)
     }
 
     /// A range of layers: a stage. x: `[tokens, hidden]` to the same shape. The stage that reads a sequence's tokens last
@@ -428,6 +436,15 @@ impl Decoder {
         let logits = self.read(next.tokens(), &rows, &wanted, state, None)?;
         logits.ok_or_else(ModelError::no_generation)
     }
+}
+
+fn check_rows(rows: &[Row], tokens: usize) -> Result<(), ModelError> {
+    let count: usize = rows.iter().map(|row| row.len).sum();
+    if count != tokens || count == 0 {
+        let expected = format!("{count} tokens, and at least one");
+        return Err(ModelError::State { place: "rows", expected, found: tokens.to_string() });
+    }
+    Ok(())
 }
 
 /// The matrix that makes logits of `inputs` elements: the table of embeddings, or one of its own.

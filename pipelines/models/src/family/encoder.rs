@@ -209,7 +209,7 @@ impl Encoder {
     /// When the model makes no logits of tokens, or the input is missing.
     pub fn begin(&self, inputs: &Inputs) -> Result<Begun, ModelError> {
         let batch = Batch::of(inputs, "input_ids", "attention_mask")?.with_types(inputs, "token_type_ids")?;
-        let (rows, mut state) = (batch.rows(), State::new(self.stack.spec().layers.len()));
+        let (rows, mut state) = (batch.rows(), self.stack.state());
         let source = self.source(inputs, &batch)?;
         let reading = Reading { source: source.as_ref(), ..batch.reading(&rows) };
         let states = self.stack.states(batch.tokens(), &reading, Some(&mut state))?;

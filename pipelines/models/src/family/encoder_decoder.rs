@@ -284,7 +284,7 @@ impl EncoderDecoder {
         let missing = || ModelError::MissingInput { name: "decoder_start_token_id".into() };
         let start = inputs.number("decoder_start_token_id").map(|start| start as i64).or(self.start);
         let start = start.or(self.padding).ok_or_else(missing)?;
-        let mut state = State::new(decoder.spec().layers.len());
+        let mut state = decoder.state();
         let known = vec![start; sequences];
         let logits = self.read(&known, &Row::whole(vec![1; sequences]), Some(&source), &mut state)?;
         Ok(Begun { state, sequences: known.into_iter().map(|start| vec![start]).collect(), logits })

@@ -266,7 +266,7 @@ impl Writer {
         if length == 0 {
             return Err(ModelError::input("input_ids", "at least two tokens", &[sequences.len(), length]));
         }
-        let mut state = State::new(self.stack.spec().layers.len());
+        let mut state = self.stack.state();
         let rows = Row::whole(vec![length; sequences.len()]);
         let last: Vec<usize> = (1..=sequences.len()).map(|text| text * length - 1).collect();
         let states = self.states(&sequences.concat(), &rows, Some(source), &mut state)?;

@@ -19,14 +19,14 @@ use accel_models::usage::ExpertUsage;
 use crate::kept::{Kept, bits, tokens};
 
 /// The files of a model of which only a share may be read.
-struct Only {
+pub struct Only {
     files: LocalFiles,
     forbidden: Vec<Extent>,
 }
 
 impl Only {
     /// The parts of a model, of which only those of a share can be read.
-    fn open(directory: &Path, engine: &Engine, share: &Share) -> Parts {
+    pub fn open(directory: &Path, engine: &Engine, share: &Share) -> Parts {
         let open = || LocalFiles::open(directory).unwrap();
         let whole = Parts::open(Arc::new(open()), engine.clone()).unwrap();
         let anatomy: &Anatomy = whole.anatomy();

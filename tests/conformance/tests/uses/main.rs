@@ -7,5 +7,6 @@ mod decoders;
 mod encoders;
 mod experts;
 mod kept;
+mod stages;
 mod stored;
 mod whole;

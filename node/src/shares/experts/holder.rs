@@ -7,43 +7,33 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use accel_backends::tensor::Tensor;
 use accel_models::ModelError;
 use accel_models::layers::mlp::Mlp;
 use accel_models::share::{Part, Parts, Share};
-use accel_protocol::limits::{SHARE_EXPERTS, SHARE_REQUESTS, SHARE_STREAMS_PER_PEER, share_rows};
+use accel_protocol::limits::{SHARE_EXPERTS, SHARE_REQUESTS, share_rows};
 use accel_protocol::share::EXPERTS_PROTOCOL;
 use accel_protocol::{
     ErrorCode, ExpertAsk, ExpertRequest, Floats, JobError, LayerExperts, ModelRef, ShareAnswer, ShareReply,
 };
-use futures::StreamExt;
 use libp2p::PeerId;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Fetch, Fetcher};
-use crate::frames::{FrameReader, FrameStream, FrameWriter};
+use super::super::serving::{self, Reply, STREAMS};
+use super::super::{Fetch, Fetcher};
+use crate::frames::FrameReader;
 use crate::memory::Reserved;
-use crate::places::Places;
 use crate::scheduler::Models;
 use crate::store::BlockFiles;
 use crate::swarm::SwarmError;
 
-/// Streams of all peers together.
-const STREAMS: usize = 64;
-/// A stream on which nothing is held, and nothing said, is closed.
-const IDLE: Duration = Duration::from_secs(10);
-/// A request that has begun must be whole within this time.
-const HALF_A_REQUEST: Duration = Duration::from_secs(10);
-/// A peer that takes no answers for so long is let go.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// What this node holds for others. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Holder {
+pub struct ExpertHolder {
     shared: Arc<Shared>,
 }
 
@@ -91,25 +81,7 @@ struct Work {
     answers: usize,
 }
 
-/// The way of an answer back to its stream; it holds a place among the stream's requests.
-struct Reply {
-    id: u64,
-    answers: mpsc::Sender<ShareReply>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Reply {
-    async fn send(&self, answer: ShareAnswer) {
-        // Where nobody takes answers any more, nobody wants this one.
-        let _gone = self.answers.send(ShareReply { id: self.id, answer }).await;
-    }
-
-    fn send_blocking(self, answer: ShareAnswer) {
-        let _gone = self.answers.blocking_send(ShareReply { id: self.id, answer });
-    }
-}
-
-impl Holder {
+impl ExpertHolder {
     /// Nothing is held yet.
     pub fn new(fetch: Fetcher, loaded: Models, serves: bool) -> Self {
         Self { shared: Arc::new(Shared { fetch, loaded, serves, models: Mutex::default() }) }
@@ -120,41 +92,12 @@ impl Holder {
     /// # Errors
     /// When the swarm has stopped.
     pub async fn run(self, stop: CancellationToken) -> Result<(), SwarmError> {
-        let protocol =
-            |error: rust_ipfs::Error| SwarmError::Ipfs { doing: "serve experts", message: format!("{error:#}") };
-        let mut streams = self.shared.fetch.swarm.ipfs().new_stream(EXPERTS_PROTOCOL).await.map_err(protocol)?;
-        let places = Places::new(STREAMS, SHARE_STREAMS_PER_PEER);
-        let at_work = TaskTracker::new();
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                Some((peer, stream)) = streams.next() => {
-                    let Some(place) = places.enter(peer) else {
-                        tracing::debug!(%peer, "too many streams for experts are open; one more was dropped");
-                        continue;
-                    };
-                    let (holder, stop) = (self.clone(), stop.clone());
-                    at_work.spawn(async move {
-                        tokio::select! {
-                            () = stop.cancelled() => {}
-                            end = holder.serve(peer, FrameStream::new(peer, stream)) => if let Err(error) = end {
-                                tracing::debug!(%peer, %error, "a stream for experts ended");
-                            }
-                        }
-                        drop(place);
-                    });
-                }
-            }
-        }
-    }
-
-    async fn serve(&self, peer: PeerId, stream: FrameStream) -> Result<(), SwarmError> {
-        let (reader, writer) = stream.split();
-        let (answers, outbox) = mpsc::channel(SHARE_REQUESTS);
-        tokio::select! {
-            read = self.read(peer, reader, answers) => read,
-            written = write(peer, writer, outbox) => written,
-        }
+        let swarm = self.shared.fetch.swarm.clone();
+        let read = move |peer, reader, answers| {
+            let holder = self.clone();
+            async move { holder.read(peer, reader, answers).await }
+        };
+        serving::serve(&swarm, EXPERTS_PROTOCOL, stop, read).await
     }
 
     async fn read(
@@ -169,17 +112,17 @@ impl Holder {
         loop {
             // Models rest at night; a stream for none is of no use.
             let may_rest = || !holdings.is_empty() || !loads.is_empty();
-            let request = reader.receive_within(IDLE, may_rest, HALF_A_REQUEST).await?;
+            let request = serving::next(&mut reader, may_rest).await?;
             let Some(ExpertRequest { id, ask }) = request else { return Ok(()) };
             let arrived = Instant::now();
             // A peer that sends faster than this node computes is read no further.
             let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };
-            let reply = Reply { id, answers: answers.clone(), _place: place };
+            let reply = Reply::new(id, &answers, place);
             match ask {
                 ExpertAsk::Hold { holding, model, experts } => {
                     let (holder, holdings) = (self.clone(), holdings.clone());
                     loads.spawn(async move {
-                        let held = holder.hold(peer, &model, experts, &reply).await;
+                        let held = reply.busy(holder.hold(peer, &model, experts, &reply)).await;
                         let answer = match held {
                             Ok((held, experts, answer)) => {
                                 holdings.add(holding, held, experts);
@@ -239,10 +182,7 @@ impl Holder {
         let fetch = Fetch { from: Some(peer), ..shared.fetch.of(model) };
         let fits = |bytes: u64| shared.loaded.make_room(bytes).map(drop);
         let report = fetch.share(&share, fits, |now| {
-            let total_bytes = now.fetched_bytes + now.missing_bytes;
-            let answer = ShareAnswer::Holding { done_bytes: now.fetched_bytes, total_bytes };
-            // A step of the progress that finds no room is left out.
-            let _full = reply.answers.try_send(ShareReply { id: reply.id, answer });
+            reply.progress(now);
         });
         let report = report.await?;
         let files = shared.fetch.store.open(&model.cid, None).await?;
@@ -413,25 +353,4 @@ fn work(calls: &Receiver<Call>) {
         };
         reply.send_blocking(answer);
     }
-}
-
-async fn write(
-    peer: PeerId,
-    mut writer: FrameWriter,
-    mut outbox: mpsc::Receiver<ShareReply>,
-) -> Result<(), SwarmError> {
-    while let Some(reply) = outbox.recv().await {
-        let send = async {
-            let frame = writer.frame(&reply)?;
-            writer.write(&frame).await?;
-            while let Ok(reply) = outbox.try_recv() {
-                let frame = writer.frame(&reply)?;
-                writer.write(&frame).await?;
-            }
-            writer.flush().await
-        };
-        let silent = |_| SwarmError::Silent { peer, within: WRITE_TIMEOUT };
-        tokio::time::timeout(WRITE_TIMEOUT, send).await.map_err(silent)??;
-    }
-    Ok(())
 }

@@ -1,0 +1,255 @@
+//! What a model costs, layer by layer, and how fast machines would be that share it.
+
+use std::collections::BTreeMap;
+
+use accel_models::share::{Anatomy, Part, Share, mixtures, stacks};
+use accel_models::spec::{DecoderSpec, HeadSpec, Spec};
+
+use super::super::experts::Place;
+use super::{Machine, Member, PROMPT_TOKENS, Prediction, Terms};
+
+/// Draws of experts that a prediction is the mean of.
+const DRAWS: usize = 64;
+
+/// What a model costs, layer by layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Costs {
+    /// Bytes of everything.
+    pub bytes: u64,
+    /// Bytes of what is before and after the layers.
+    pub ends: u64,
+    /// Bytes of it that each token goes through.
+    pub head: u64,
+    /// The layers.
+    pub layers: Vec<LayerCosts>,
+    /// The first so many layers read prompts only: those of an encoder.
+    pub prompt_only: usize,
+    /// Numbers of a row.
+    pub hidden: usize,
+    /// Bytes of an element of most weights.
+    pub element: f64,
+}
+
+/// What a layer costs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerCosts {
+    /// Bytes without experts.
+    pub dense: u64,
+    /// How many experts.
+    pub experts: usize,
+    /// How many of them a token goes through.
+    pub chosen: usize,
+    /// Bytes of one.
+    pub expert: u64,
+}
+
+impl Costs {
+    /// The costs of a model.
+    pub fn of(spec: &Spec, anatomy: &Anatomy, element: f64) -> Self {
+        let mixtures = mixtures(spec);
+        let stacks = stacks(spec);
+        let count: usize = stacks.iter().map(|(_, stack)| stack.layers.len()).sum();
+        let layer = |number: usize| {
+            let moe = mixtures.get(&number);
+            let experts = moe.map_or(0, |moe| moe.experts);
+            let of_expert = |expert| anatomy.bytes(Part::Expert(number, expert));
+            LayerCosts {
+                dense: anatomy.bytes(Part::Layer(number)),
+                experts,
+                chosen: moe.map_or(0, |moe| moe.router.chosen),
+                expert: (0..experts).map(of_expert).max().unwrap_or(0),
+            }
+        };
+        let ends = anatomy.bytes(Part::Ends) + anatomy.bytes(Part::Common);
+        let untied = |spec: &DecoderSpec| matches!(&spec.head, HeadSpec::NextToken(logits) if !logits.tied);
+        // Tables are looked up, and only the matrix of the head is gone through.
+        let head = match spec {
+            Spec::Decoder(spec) if untied(spec) => ends / 2,
+            _ => ends,
+        };
+        let prompt_only = if stacks.len() > 1 { stacks[0].1.layers.len() } else { 0 };
+        Self {
+            bytes: anatomy.parts().map(|part| anatomy.bytes(part)).sum(),
+            ends,
+            head,
+            layers: (0..count).map(layer).collect(),
+            prompt_only,
+            hidden: stacks.first().map_or(0, |(_, stack)| stack.hidden),
+            element,
+        }
+    }
+
+    pub(super) fn dense(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.dense).sum::<u64>() + self.ends
+    }
+
+    pub(super) fn experts(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.expert * layer.experts as u64).sum()
+    }
+
+    /// Whether there are experts to spread.
+    pub fn has_experts(&self) -> bool {
+        self.experts() > 0
+    }
+
+    /// All experts.
+    pub fn places(&self) -> impl Iterator<Item = Place> {
+        let layers = self.layers.iter().enumerate();
+        layers.flat_map(|(number, layer)| (0..layer.experts).map(move |expert| (number, expert)))
+    }
+}
+
+impl Costs {
+    /// Bytes of a share in memory.
+    pub fn share_bytes(&self, share: &Share) -> u64 {
+        let of_layers: u64 = share.layers.iter().filter_map(|&layer| Some(self.layers.get(layer)?.dense)).sum();
+        let of_expert = |place: &Place| self.layers.get(place.0).map_or(0, |layer| layer.expert);
+        let ends = if share.ends { self.ends } else { 0 };
+        ends + of_layers + share.experts.iter().map(of_expert).sum::<u64>()
+    }
+
+    pub(super) fn member(&self, machine: &Machine, share: Share) -> Member {
+        let here = Share {
+            ends: false,
+            layers: share.layers.intersection(&machine.on_disk.layers).copied().collect(),
+            experts: share.experts.intersection(&machine.on_disk.experts).copied().collect(),
+        };
+        let bytes = self.share_bytes(&share);
+        let fetch_bytes = if machine.whole { 0 } else { bytes - self.share_bytes(&here) };
+        Member { peer: machine.peer, share, bytes, fetch_bytes }
+    }
+
+    pub(super) fn prediction(&self, machines: &[&Machine], members: &[Member]) -> Prediction {
+        let terms = self.terms(machines, members);
+        let seconds = terms.seconds();
+        let first_token = self.prompt_seconds(machines, members) + seconds;
+        Prediction { tokens_per_second: 1.0 / seconds, first_token, terms }
+    }
+
+    /// Seconds of a token, the mean over draws of which experts it goes through.
+    fn terms(&self, machines: &[&Machine], members: &[Member]) -> Terms {
+        let row = 4.0 * self.hidden as f64;
+        let mut terms = Terms { here: self.head as f64 / machines[0].bytes_per_second, ..Terms::default() };
+        let mut draws = Draws(0x9e37_79b9_7f4a_7c15);
+        let mut before = 0;
+        for (number, layer) in self.layers.iter().enumerate().skip(self.prompt_only) {
+            let base = base(members, number);
+            if base != before && base != 0 {
+                let way = machines[base].round_trip + 2.0 * row / machines[base].bandwidth;
+                terms.round_trips += way;
+                terms.trips += 1.0;
+                terms.bytes += 2.0 * row;
+            }
+            before = base;
+            let at_work = if base == 0 { &mut terms.here } else { &mut terms.elsewhere };
+            *at_work += layer.dense as f64 / machines[base].bytes_per_second;
+            if layer.experts == 0 {
+                continue;
+            }
+            let owner = |expert| members.iter().position(|member| member.share.experts.contains(&(number, expert)));
+            let owners: Vec<usize> = (0..layer.experts).map(|expert| owner(expert).unwrap_or(base)).collect();
+            for _ in 0..DRAWS {
+                let mut rows = vec![0_usize; machines.len()];
+                for expert in draws.choose(layer.chosen, layer.experts) {
+                    rows[owners[expert]] += 1;
+                }
+                let work =
+                    |machine: usize| rows[machine] as f64 * layer.expert as f64 / machines[machine].bytes_per_second;
+                let asked: Vec<usize> =
+                    (0..machines.len()).filter(|&machine| machine != base && rows[machine] > 0).collect();
+                // Of the way between two others no more is known than how far both are from here.
+                let way = |&machine: &usize| {
+                    let (near, far) = (machines[machine], machines[base]);
+                    let bandwidth = near.bandwidth.min(far.bandwidth);
+                    near.round_trip.max(far.round_trip) + row * (1 + rows[machine]) as f64 / bandwidth
+                };
+                let there = asked.iter().map(|machine| way(machine) + work(*machine)).fold(0.0, f64::max);
+                let there = there.max(crowded(machines, &asked, &work) + asked.iter().map(way).fold(0.0, f64::max));
+                let trip = asked.iter().map(way).fold(0.0, f64::max);
+                let waiting = (there - work(base)).max(0.0);
+                let share = 1.0 / DRAWS as f64;
+                *(if base == 0 { &mut terms.here } else { &mut terms.elsewhere }) += share * work(base);
+                terms.round_trips += share * trip.min(waiting);
+                terms.elsewhere += share * (waiting - trip).max(0.0);
+                terms.trips += share * f64::from(u8::from(!asked.is_empty()));
+                terms.bytes += share * asked.iter().map(|&machine| row * (1 + rows[machine]) as f64).sum::<f64>();
+            }
+        }
+        terms
+    }
+
+    /// Seconds that a prompt takes.
+    fn prompt_seconds(&self, machines: &[&Machine], members: &[Member]) -> f64 {
+        let tokens = PROMPT_TOKENS as f64;
+        let flops = |bytes: f64| 2.0 * bytes / self.element * tokens;
+        let way =
+            |machine: &Machine, rows: f64| machine.round_trip + 4.0 * self.hidden as f64 * rows / machine.bandwidth;
+        let (mut seconds, mut before) = (0.0, 0);
+        for (number, layer) in self.layers.iter().enumerate() {
+            let base = base(members, number);
+            if base != before && base != 0 {
+                seconds += way(machines[base], 2.0 * tokens);
+            }
+            before = base;
+            seconds += flops(layer.dense as f64) / machines[base].flops;
+            if layer.experts == 0 {
+                continue;
+            }
+            // Every expert works on its part of the tokens, but goes through its weights at least once.
+            let of_experts = |experts: f64, machine: &Machine| {
+                let work = flops(layer.expert as f64) * layer.chosen as f64 * experts / layer.experts as f64;
+                (work / machine.flops).max(experts * layer.expert as f64 / machine.bytes_per_second)
+            };
+            let held = |share: &Share| share.experts.range((number, 0)..(number + 1, 0)).count() as f64;
+            let others = || machines.iter().zip(members).enumerate().filter(|(machine, _)| *machine != base);
+            let elsewhere: f64 = others().map(|(_, (_, member))| held(&member.share)).sum();
+            let there = others().filter(|(_, (_, member))| held(&member.share) > 0.0).map(|(_, (machine, member))| {
+                let held = held(&member.share);
+                let rows = tokens * (1.0 + layer.chosen as f64 * held / layer.experts as f64);
+                way(machine, rows) + of_experts(held, machine)
+            });
+            let there = there.fold(0.0, f64::max);
+            seconds += there.max(of_experts(layer.experts as f64 - elsewhere, machines[base]));
+        }
+        seconds
+    }
+}
+
+/// Who works on a layer: the first where nobody else does.
+fn base(members: &[Member], layer: usize) -> usize {
+    members.iter().position(|member| member.share.layers.contains(&layer)).unwrap_or(0)
+}
+
+/// Seconds that machines which share processors need for their work together.
+fn crowded(machines: &[&Machine], asked: &[usize], work: &dyn Fn(usize) -> f64) -> f64 {
+    let mut of_host: BTreeMap<u64, (f64, usize)> = BTreeMap::new();
+    for &machine in asked {
+        let host = of_host.entry(machines[machine].host).or_default();
+        host.0 += work(machine) * machines[machine].threads as f64;
+        host.1 = machines[machine].cores.max(1);
+    }
+    of_host.values().map(|(seconds, cores)| seconds / *cores as f64).fold(0.0, f64::max)
+}
+
+/// Numbers that look drawn, and are the same each time (xorshift, Marsaglia, 2003).
+struct Draws(u64);
+
+impl Draws {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound.max(1) as u64) as usize
+    }
+
+    /// Some of so many, each once.
+    fn choose(&mut self, chosen: usize, of: usize) -> Vec<usize> {
+        let mut all: Vec<usize> = (0..of).collect();
+        for place in 0..chosen.min(of) {
+            let other = place + self.below(of - place);
+            all.swap(place, other);
+        }
+        all.truncate(chosen);
+        all
+    }
+}
