@@ -42,6 +42,9 @@ struct Arguments {
     /// Ways to split them; all where none is named
     #[arg(long, value_enum)]
     split: Vec<Split>,
+    /// Numbers of nodes in the ways to run a kind; all where none is named
+    #[arg(long)]
+    nodes: Vec<usize>,
     /// A model of one's own, a GGUF file or a Hugging Face directory, to be split by its layers
     #[arg(long)]
     model: Option<PathBuf>,
@@ -74,6 +77,10 @@ impl Arguments {
 
     fn wants(&self, split: Split) -> bool {
         self.split.is_empty() || self.split.contains(&split)
+    }
+
+    fn wants_on(&self, nodes: usize) -> bool {
+        self.nodes.is_empty() || self.nodes.contains(&nodes)
     }
 }
 

@@ -82,8 +82,9 @@ async fn start(model: &Model<'_>, arguments: &Arguments, nodes: usize) -> Result
 
 async fn measure(model: &Model<'_>, arguments: &Arguments, report: &mut Report) -> Result<()> {
     let mut first: Option<Answer> = None;
-    let wanted =
-        |way: &&(Split, usize, bool)| arguments.wants(way.0) && (model.kind.is_some() || way.0 == Split::Stages);
+    let wanted = |(split, nodes, _): &&(Split, usize, bool)| {
+        arguments.wants(*split) && arguments.wants_on(*nodes) && (model.kind.is_some() || *split == Split::Stages)
+    };
     for &(split, nodes, elsewhere) in WAYS.iter().filter(wanted) {
         // New nodes have nothing on their disks yet.
         let swarm = start(model, arguments, nodes).await?;
