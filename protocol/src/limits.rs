@@ -76,6 +76,8 @@ pub const STAGE_PIECE_BYTES: usize = FRAME_BYTES / 4 * 3;
 pub const STAGE_SEQUENCES: usize = 1024;
 /// Layers of one stage, and peers that its experts may be asked of.
 pub const STAGE_LAYERS: u32 = 1024;
+/// Choices of routers that one message tells: whole numbers, which count at their full width.
+pub const ROUTED_CHOICES: usize = FRAME_BYTES / 8;
 /// States that one holding keeps sequences in.
 pub const STAGE_STATES: usize = 1024;
 

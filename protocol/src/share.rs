@@ -190,4 +190,6 @@ pub enum ShareAnswer {
     Failed(JobError),
     /// Rows that were asked for, the first of them: more follow, and [`ShareAnswer::Rows`] has the last.
     Piece(Floats),
+    /// Experts that routers chose in the pass whose rows follow: of each layer those of one token after the other.
+    Routed(Vec<LayerExperts>),
 }

@@ -86,6 +86,10 @@ pub struct StageForward {
     pub absent: Vec<Vec<bool>>,
     /// What the sequences are made from, where that is not kept yet: its rows come after those of the tokens.
     pub source: Option<StageSource>,
+    /// Whether it is to be said what the routers of the layers choose, by [`ShareAnswer::Routed`].
+    ///
+    /// [`ShareAnswer::Routed`]: crate::share::ShareAnswer::Routed
+    pub routed: bool,
     /// The rows, without those that came in pieces.
     pub floats: Floats,
 }

@@ -204,6 +204,7 @@ async fn frames_that_break_the_rules_cost_one_stream_and_nobody_else_notices() -
         wanted: vec![0],
         absent: Vec::new(),
         source: None,
+        routed: false,
         floats: Floats(vec![1.0]),
     };
     let hold = |first, count, experts| StageAsk::Hold {

@@ -196,7 +196,7 @@ impl<A: Ask> Link<A> {
 
 /// Whether an answer is followed by another.
 fn goes_on(answer: &ShareAnswer) -> bool {
-    matches!(answer, ShareAnswer::Holding { .. } | ShareAnswer::Piece(_))
+    matches!(answer, ShareAnswer::Holding { .. } | ShareAnswer::Piece(_) | ShareAnswer::Routed(_))
 }
 
 async fn write(mut writer: FrameWriter, mut outbox: mpsc::Receiver<Vec<u8>>) -> Result<(), String> {

@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 use accel_backends::tensor::{Engine, Tensor};
 use accel_models::ModelError;
 use accel_models::stage::{Done, Sequences, Stage, StagePass};
+use accel_models::usage::Routed;
 use accel_protocol::limits::STAGE_PIECE_BYTES;
 use accel_protocol::{
-    ErrorCode, Floats, JobError, ShareAnswer, StageAsk, StageForward, StageRow, StageSource, StateChange,
+    ErrorCode, Floats, JobError, LayerExperts, ShareAnswer, StageAsk, StageForward, StageRow, StageSource, StateChange,
 };
 use libp2p::PeerId;
 use tokio::sync::Notify;
@@ -32,6 +33,8 @@ const PATIENCE: f64 = 8.0;
 /// unless that is less than this.
 const LEAST_PATIENCE: Duration = Duration::from_secs(2);
 const MOST_PATIENCE: Duration = Duration::from_secs(60);
+/// Experts that a router chooses for a token at most.
+const CHOSEN: usize = 64;
 /// Passes that wait for a place at most.
 const WAITING: usize = 4096;
 
@@ -247,6 +250,18 @@ impl Shared {
         self.trouble.notify_one();
     }
 
+    /// Passes on what a peer says that the routers of these layers chose for so many tokens.
+    fn routed(&self, layers: &[LayerExperts], tokens: usize, hears: &dyn Routed) {
+        for LayerExperts { layer, experts } in layers {
+            let (layer, places) = (*layer as usize, experts.iter().map(|&expert| i64::from(expert)));
+            let places: Vec<i64> = places.collect();
+            // A peer may say too little, but neither for tokens that there were not nor of layers that it does not have.
+            if self.range.contains(&layer) && places.len() <= tokens * CHOSEN {
+                hears.chose(layer, &places);
+            }
+        }
+    }
+
     /// Hands a pass to who has the layers.
     fn give(self: &Arc<Self>, found: &Found, state: Option<u32>, pass: StagePass, done: Done) {
         self.counts.passes.fetch_add(1, Ordering::Relaxed);
@@ -441,12 +456,18 @@ impl RemoteStage {
         let bytes = 4 * hidden * (count + wanted);
         relay.counts.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         let number = self.under_way().add(count, done);
-        let (remote, relay) = (self.clone(), relay.clone());
+        let (remote, relay, routed) = (self.clone(), relay.clone(), pass.routed.clone());
         let mut all = Vec::new();
         let answered = move |answer: Result<ShareAnswer, Closed>| {
             let made = match answer {
                 Ok(ShareAnswer::Piece(rows)) if all.len() + rows.0.len() <= wanted * hidden => {
                     all.extend(rows.0);
+                    return;
+                }
+                Ok(ShareAnswer::Routed(layers)) => {
+                    if let Some(routed) = &routed {
+                        relay.routed(&layers, count, &**routed);
+                    }
                     return;
                 }
                 Ok(ShareAnswer::Rows { rows, micros }) if all.len() + rows.0.len() == wanted * hidden => {
@@ -507,6 +528,7 @@ impl RemoteStage {
             wanted: pass.wanted.iter().map(|&token| token as u32).collect(),
             absent: if all_seen { Vec::new() } else { pass.absent.clone() },
             source,
+            routed: pass.routed.is_some(),
             floats: Floats(floats),
         };
         Ok((pieces, forward))

@@ -21,7 +21,7 @@ use crate::layers::rope::Place;
 use crate::rules::Loader;
 use crate::spec::StackSpec;
 use crate::stage::Stage;
-use crate::usage::ExpertUsage;
+use crate::usage::{ExpertUsage, Routed};
 use layer::normed;
 pub use layers::{Layers, Segment};
 
@@ -31,6 +31,7 @@ pub struct Stack {
     embed: Embed,
     layers: Layers,
     final_norm: Option<Norm>,
+    usage: Option<Arc<ExpertUsage>>,
 }
 
 /// Sequences as a stack reads them.
@@ -72,7 +73,7 @@ impl Stack {
     pub fn load_shared(loader: &Loader<'_>, spec: StackSpec, shared: Option<&Tensor>) -> Result<Self, ModelError> {
         let embed = Embed::load(loader, &spec.embed, spec.hidden, shared)?;
         let final_norm = Norm::load_optional(loader, "final_norm", spec.final_norm.as_ref(), spec.hidden)?;
-        Ok(Self { embed, layers: Layers::load(loader, spec)?, final_norm })
+        Ok(Self { embed, layers: Layers::load(loader, spec)?, final_norm, usage: None })
     }
 
     /// What makes states of tokens.
@@ -172,12 +173,13 @@ impl Stack {
 
     /// Has the routers of all layers say what they choose; `first` is the number of this stack's first layer in the model.
     pub fn watch_experts(&mut self, first: usize, usage: &Arc<ExpertUsage>) {
-        self.layers.watch_experts(first, usage);
+        self.layers.watch_experts(first, Some(&(usage.clone() as Arc<dyn Routed>)));
+        self.usage = Some(usage.clone());
     }
 
     /// Where the routers say what they choose.
     pub fn expert_usage(&self) -> Option<&Arc<ExpertUsage>> {
-        self.layers.expert_usage()
+        self.usage.as_ref()
     }
 
     /// All layers and the norm after them.

@@ -5,6 +5,7 @@
 //! each when it is done.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use accel_backends::tensor::Tensor;
@@ -12,6 +13,7 @@ use accel_backends::tensor::Tensor;
 use crate::ModelError;
 use crate::cache::Row;
 use crate::layers::attention::Source;
+use crate::usage::Routed;
 
 /// Somebody who works out some layers.
 pub trait Stage: Debug + Send + Sync {
@@ -50,6 +52,8 @@ pub struct StagePass {
     pub source: Option<Source>,
     /// Whether the stage sees what came before, and keeps what it reads.
     pub keeps: bool,
+    /// Who hears what the routers of the stage choose.
+    pub routed: Option<Arc<dyn Routed>>,
 }
 
 /// Sends states through the layers, and waits.

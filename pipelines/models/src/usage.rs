@@ -74,11 +74,42 @@ pub struct ExpertPair {
     pub lift: f64,
 }
 
+/// Who hears what routers choose.
+pub trait Routed: std::fmt::Debug + Send + Sync {
+    /// places: `[tokens, chosen]`, one token after the other; layers are counted through all stacks of the model.
+    fn chose(&self, layer: usize, places: &[i64]);
+}
+
+impl Routed for ExpertUsage {
+    fn chose(&self, layer: usize, places: &[i64]) {
+        self.count(layer, places);
+    }
+}
+
+/// What routers chose, kept for somebody who counts it elsewhere.
+#[derive(Debug, Default)]
+pub struct Choices {
+    of_layers: Mutex<Vec<(usize, Vec<i64>)>>,
+}
+
+impl Choices {
+    /// Takes what was chosen since the last time: of each layer `[tokens, chosen]`.
+    pub fn take(&self) -> Vec<(usize, Vec<i64>)> {
+        std::mem::take(&mut *self.of_layers.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Routed for Choices {
+    fn chose(&self, layer: usize, places: &[i64]) {
+        self.of_layers.lock().unwrap_or_else(PoisonError::into_inner).push((layer, places.to_vec()));
+    }
+}
+
 /// Where a layer's router says what it chose.
 #[derive(Clone, Debug)]
 pub struct Watched {
-    /// Of the model.
-    pub usage: Arc<ExpertUsage>,
+    /// Who hears it.
+    pub routed: Arc<dyn Routed>,
     /// Among all layers of the model.
     pub layer: usize,
 }

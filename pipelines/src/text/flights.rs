@@ -3,6 +3,7 @@
 //! While one pass is with a stage, others are worked on here, so that nobody idles where there are several.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use accel_models::cache::{Row, State};
 use accel_models::family::decoder::Decoder;
 use accel_models::stack::Segment;
 use accel_models::stage::StagePass;
+use accel_models::usage::Routed;
 use accel_protocol::JobId;
 
 /// Some tokens of some jobs on their way.
@@ -114,7 +116,8 @@ impl Flights {
                         // No others come back.
                         flight.wanted = (0..flight.wanted.len()).collect();
                     }
-                    let pass = StagePass { rows, x, wanted, absent: Vec::new(), source: None, keeps: true };
+                    let routed = decoder.stack().expert_usage().map(|usage| usage.clone() as Arc<dyn Routed>);
+                    let pass = StagePass { rows, x, wanted, absent: Vec::new(), source: None, keeps: true, routed };
                     let (id, send) = (self.next, self.send.clone());
                     self.next += 1;
                     self.under_way.insert(id, flight);

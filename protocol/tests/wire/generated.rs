@@ -92,15 +92,16 @@ fn stage_forward() -> impl Strategy<Value = StageForward> {
         any::<(u32, u32, u32, u32)>().prop_map(|(len, past, slot, horizon)| StageRow { len, past, slot, horizon });
     let masks = || vec(vec(any::<bool>(), 0..4), 0..3);
     let source = (vec(any::<u32>(), 0..3), masks()).prop_map(|(lengths, absent)| StageSource { lengths, absent });
-    let names = (any::<u32>(), option::of(any::<u32>()), vec(any::<u32>(), 0..4));
+    let names = (any::<u32>(), option::of(any::<u32>()), vec(any::<u32>(), 0..4), any::<bool>());
     (names, vec(row, 0..3), masks(), option::of(source), floats()).prop_map(
-        |((holding, state, wanted), rows, absent, source, floats)| StageForward {
+        |((holding, state, wanted, routed), rows, absent, source, floats)| StageForward {
             holding,
             state,
             rows,
             wanted,
             absent,
             source,
+            routed,
             floats,
         },
     )
@@ -117,6 +118,7 @@ pub fn share_reply() -> impl Strategy<Value = ShareReply> {
         (floats(), any::<u64>()).prop_map(|(rows, micros)| ShareAnswer::Rows { rows, micros }),
         error().prop_map(ShareAnswer::Failed),
         floats().prop_map(ShareAnswer::Piece),
+        layer_experts().prop_map(ShareAnswer::Routed),
     ];
     (any::<u64>(), answer).prop_map(|(id, answer)| ShareReply { id, answer })
 }
@@ -414,6 +416,7 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
         wanted: vec![0],
         absent: vec![vec![true, false]],
         source: Some(StageSource { lengths: vec![2], absent: vec![vec![false, true]] }),
+        routed: true,
         floats: rows(),
     };
     let change = |change| StageAsk::Change { holding: 1, state: 2, change };
@@ -484,6 +487,7 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
         ("stages echo", stages(StageAsk::Echo(rows()))),
         ("stages release", stages(StageAsk::Release { holding: 1 })),
         ("share piece", share(ShareAnswer::Piece(rows()))),
+        ("share routed", share(ShareAnswer::Routed(vec![LayerExperts { layer: 5, experts: vec![0, 300] }]))),
         ("share holding", share(ShareAnswer::Holding { done_bytes: 1, total_bytes: 300 })),
         ("share held", share(ShareAnswer::Held { memory_bytes: 300, fetched_bytes: 200, here_bytes: 100 })),
         ("share rows", share(ShareAnswer::Rows { rows: rows(), micros: 250 })),

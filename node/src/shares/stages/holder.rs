@@ -13,12 +13,14 @@ use accel_models::cache::Row;
 use accel_models::layers::attention::Source;
 use accel_models::share::{Part, Share};
 use accel_models::stage::StagePass;
+use accel_models::usage::{Choices, Routed};
 use accel_protocol::limits::{
-    SHARE_EXPERTS, SHARE_REQUESTS, STAGE_LAYERS, STAGE_PIECE_BYTES, STAGE_PIECES_BYTES, STAGE_SEQUENCES,
+    ROUTED_CHOICES, SHARE_EXPERTS, SHARE_REQUESTS, STAGE_LAYERS, STAGE_PIECE_BYTES, STAGE_PIECES_BYTES, STAGE_SEQUENCES,
 };
 use accel_protocol::stage::STAGES_PROTOCOL;
 use accel_protocol::{
-    ErrorCode, Floats, JobError, ModelRef, PeerExperts, ShareAnswer, ShareReply, StageAsk, StageForward, StageRequest,
+    ErrorCode, Floats, JobError, LayerExperts, ModelRef, PeerExperts, ShareAnswer, ShareReply, StageAsk, StageForward,
+    StageRequest,
 };
 use libp2p::PeerId;
 use tokio::sync::{Semaphore, mpsc};
@@ -125,9 +127,9 @@ impl StageHolder {
                     });
                 }
                 StageAsk::Forward(forward) => {
-                    let all = pieces.take(id);
+                    let (all, routed) = (pieces.take(id), forward.routed);
                     match holdings.pass(*forward, all) {
-                        Ok((held, state, pass)) => held.pass(state, pass, arrived, reply),
+                        Ok((held, state, pass)) => held.pass(state, pass, routed, arrived, reply),
                         Err(error) => reply.send(ShareAnswer::Failed(error)).await,
                     }
                 }
@@ -194,7 +196,7 @@ fn invalid(words: String) -> JobError {
     JobError::new(ErrorCode::InvalidRequest, words)
 }
 
-fn places_of(experts: Vec<accel_protocol::LayerExperts>) -> Share {
+fn places_of(experts: Vec<LayerExperts>) -> Share {
     Share { experts: places(&experts).collect(), ..Share::default() }
 }
 
@@ -225,6 +227,30 @@ fn wanted(
         return Err(invalid(format!("expert {expert} is of layer {layer}, which is none of those")));
     }
     Ok(Wanted { model, first, count, share, elsewhere })
+}
+
+/// What routers chose, in as few messages as it fits; layers with too many tokens for one are not told of.
+fn told(choices: Vec<(usize, Vec<i64>)>) -> Vec<Vec<LayerExperts>> {
+    let mut messages = Vec::new();
+    let (mut message, mut size) = (Vec::new(), 0);
+    for (layer, places) in choices {
+        // Its number and length count too.
+        let more = places.len() + 4;
+        if more > ROUTED_CHOICES {
+            continue;
+        }
+        if size + more > ROUTED_CHOICES {
+            messages.push(std::mem::take(&mut message));
+            size = 0;
+        }
+        size += more;
+        message.push(LayerExperts {
+            layer: layer as u32,
+            experts: places.into_iter().map(|place| place as u32).collect(),
+        });
+    }
+    messages.extend((!message.is_empty()).then_some(message));
+    messages
 }
 
 /// Rows that wait for the rest of their passes.
@@ -270,8 +296,10 @@ impl Drop for Holding {
 
 impl Holding {
     /// Has a pass worked out and answered, in pieces where it is large.
-    fn pass(&self, state: Option<u32>, pass: StagePass, arrived: Instant, reply: Reply) {
+    fn pass(&self, state: Option<u32>, pass: StagePass, routed: bool, arrived: Instant, reply: Reply) {
         let wanted = pass.wanted.len();
+        let choices = Arc::new(Choices::default());
+        let pass = StagePass { routed: routed.then(|| choices.clone() as Arc<dyn Routed>), ..pass };
         let answer = move |made: Result<(Tensor, u64), JobError>| {
             let rows = made.and_then(|(made, micros)| {
                 let rows = if wanted == 0 { Ok(Vec::new()) } else { made.to_vec() };
@@ -279,6 +307,7 @@ impl Holding {
             });
             match rows {
                 Ok((mut rows, micros)) => {
+                    told(choices.take()).into_iter().for_each(|told| reply.send_blocking(ShareAnswer::Routed(told)));
                     while 4 * rows.len() > STAGE_PIECE_BYTES {
                         let rest = rows.split_off(STAGE_PIECE_BYTES / 4);
                         reply.send_blocking(ShareAnswer::Piece(Floats(std::mem::replace(&mut rows, rest))));
@@ -320,7 +349,7 @@ impl Holdings {
         forward: StageForward,
         mut floats: Vec<f32>,
     ) -> Result<(Arc<Holding>, Option<u32>, StagePass), JobError> {
-        let StageForward { holding, state, rows, wanted, absent, source, floats: last } = forward;
+        let StageForward { holding, state, rows, wanted, absent, source, routed: _, floats: last } = forward;
         let held = self.get(holding).ok_or_else(|| invalid("nothing is held under that name".into()))?;
         floats.extend(last.0);
         let (engine, hidden) = (held.thread.engine(), held.thread.hidden().max(1));
@@ -369,6 +398,7 @@ impl Holdings {
             absent,
             source: source.transpose()?,
             keeps: state.is_some(),
+            routed: None,
         };
         Ok((held, state, pass))
     }

@@ -81,7 +81,7 @@ impl StageThread {
         let range = first..first + share.layers.len();
         let (calls, inbox) = sync_channel(CALLS);
         let hidden = layers.spec().hidden;
-        let desk = Desk { layers, range, inbox, states: HashMap::new(), loaded };
+        let desk = Desk { layers, first: of_stack.start, range, inbox, states: HashMap::new(), loaded };
         let start = std::thread::Builder::new().name("accel-stage".to_owned()).spawn(move || desk.work());
         start.map_err(|error| JobError::new(ErrorCode::OutOfResources, format!("no thread for layers: {error}")))?;
         Ok(Self { calls, engine: parts.engine().clone(), hidden, memory })
@@ -115,6 +115,8 @@ impl StageThread {
 /// The thread.
 struct Desk {
     layers: Layers,
+    /// The number of the stack's first layer in the model.
+    first: usize,
     /// Which of the stack's layers.
     range: Range<usize>,
     inbox: Receiver<Call>,
@@ -155,7 +157,9 @@ impl Desk {
         }
     }
 
+    /// Puts tokens through, and has whoever asked hear what routers choose.
     fn pass(&mut self, owner: Owner, state: Option<u32>, pass: &StagePass) -> Result<Tensor, JobError> {
+        self.layers.watch_experts(self.first, pass.routed.as_ref());
         let reading = Reading { rows: &pass.rows, absent: &pass.absent, source: pass.source.as_ref() };
         let (range, x) = (self.range.clone(), pass.x.clone());
         let made = match state {

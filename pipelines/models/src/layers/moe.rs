@@ -126,13 +126,8 @@ impl Moe {
     }
 
     /// Has the router say what it chooses.
-    pub fn watch(&mut self, watched: Watched) {
-        self.watched = Some(watched);
-    }
-
-    /// Who is told what the router chooses.
-    pub fn watched(&self) -> Option<&Watched> {
-        self.watched.as_ref()
+    pub fn watch(&mut self, watched: Option<Watched>) {
+        self.watched = watched;
     }
 
     /// Has somebody else work out the experts.
@@ -153,8 +148,8 @@ impl Moe {
         }
         let parts = self.experts.forward(self.layer, x, &places)?;
         // While a pass is recorded, nothing is chosen yet.
-        if let Some(Watched { usage, layer }) = self.watched.as_ref().filter(|_| !places.is_recorded()) {
-            usage.count(*layer, &places.to_whole().map_err(at())?);
+        if let Some(Watched { routed, layer }) = self.watched.as_ref().filter(|_| !places.is_recorded()) {
+            routed.chose(*layer, &places.to_whole().map_err(at())?);
         }
         let mut sum: Option<Tensor> = None;
         for choice in 0..weights.dims()[1] {

@@ -147,14 +147,6 @@ impl Layer {
         normed(norms.ffn_sum.as_ref(), &x)
     }
 
-    /// Its mixture of experts, if it has one.
-    pub(super) fn mixture(&self) -> Option<&Moe> {
-        match &self.ffn {
-            Ffn::Experts(moe) => Some(moe),
-            _ => None,
-        }
-    }
-
     /// The same, to have somebody else work out its experts, or look at what is chosen.
     pub(super) fn mixture_mut(&mut self) -> Option<&mut Moe> {
         match &mut self.ffn {

@@ -19,7 +19,7 @@ use crate::layers::rope::{Place, Rope};
 use crate::rules::Loader;
 use crate::spec::{BiasSpec, FfnSpec, LayerSpec, MixerSpec, StackSpec};
 use crate::stage::{self, Stage, StagePass};
-use crate::usage::{ExpertUsage, Watched};
+use crate::usage::{Routed, Watched};
 
 /// Layers with their weights, as far as they are here.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub struct Layers {
     ngrams: Option<Ngrams>,
     layers: Vec<Option<Layer>>,
     stages: Vec<(Range<usize>, Arc<dyn Stage>)>,
+    /// Who hears what routers choose, here and at stages.
+    routed: Option<Arc<dyn Routed>>,
 }
 
 /// Layers one after the other that are in one place.
@@ -60,7 +62,7 @@ impl Layers {
             loader.has_layer(number).then(|| Layer::load(loader, number, layer, spec.hidden)).transpose()
         };
         let layers = spec.layers.iter().enumerate().map(layer).collect::<Result<_, _>>()?;
-        Ok(Self { spec, ropes, bias, distances, ngrams, layers, stages: Vec::new() })
+        Ok(Self { spec, ropes, bias, distances, ngrams, layers, stages: Vec::new(), routed: None })
     }
 
     /// What the stack is made of.
@@ -153,7 +155,8 @@ impl Layers {
         let (_, stage) = self.stages.get(number).ok_or_else(missing)?;
         let wanted = (0..x.dims().first().copied().unwrap_or(0)).collect();
         let (absent, keeps) = (reading.absent_of(state.as_deref()), state.is_some());
-        let pass = StagePass { rows: reading.rows.to_vec(), x, wanted, absent, source: reading.source.cloned(), keeps };
+        let (rows, source, routed) = (reading.rows.to_vec(), reading.source.cloned(), self.routed.clone());
+        let pass = StagePass { rows, x, wanted, absent, source, keeps, routed };
         match state {
             Some(state) => stage::wait(state.stage(number).ok_or_else(missing)?, pass),
             None => stage::wait(&mut *stage.begin(), pass),
@@ -212,18 +215,13 @@ impl Layers {
     }
 
     /// Has the routers of all layers say what they choose; `first` is the number of this stack's first layer in the model.
-    pub fn watch_experts(&mut self, first: usize, usage: &Arc<ExpertUsage>) {
+    pub fn watch_experts(&mut self, first: usize, routed: Option<&Arc<dyn Routed>>) {
+        self.routed = routed.cloned();
         for (number, layer) in self.layers.iter_mut().enumerate() {
             if let Some(moe) = layer.as_mut().and_then(Layer::mixture_mut) {
-                moe.watch(Watched { usage: usage.clone(), layer: first + number });
+                moe.watch(routed.map(|routed| Watched { routed: routed.clone(), layer: first + number }));
             }
         }
-    }
-
-    /// Where the routers say what they choose.
-    pub fn expert_usage(&self) -> Option<&Arc<ExpertUsage>> {
-        let mut mixtures = self.layers.iter().flatten().filter_map(Layer::mixture);
-        mixtures.find_map(|moe| moe.watched().map(|watched| &watched.usage))
     }
 
     /// The layers that are here.

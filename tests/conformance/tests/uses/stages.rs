@@ -1,7 +1,7 @@
 //! Half of each stack's layers as a stage, which reads no other part of the model than its own, and is sent plain numbers.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use accel_backends::tensor::{Engine, Tensor};
 use accel_models::ModelError;
@@ -13,6 +13,7 @@ use accel_models::spec::Spec;
 use accel_models::spec::encoder_decoder::SourceSpec;
 use accel_models::stack::{Layers, Reading};
 use accel_models::stage::{Done, Sequences, Stage, StagePass};
+use accel_models::usage::ExpertUsage;
 
 use crate::experts::Only;
 use crate::kept::{Kept, bits, tokens};
@@ -20,21 +21,25 @@ use crate::kept::{Kept, bits, tokens};
 /// Some layers of a stack, counted in it.
 #[derive(Debug)]
 struct Half {
-    layers: Arc<Layers>,
+    layers: Arc<Mutex<Layers>>,
+    /// The number of the stack's first layer in the model.
+    first: usize,
     range: Range<usize>,
 }
 
 #[derive(Debug)]
 struct HalfState {
-    layers: Arc<Layers>,
+    layers: Arc<Mutex<Layers>>,
+    first: usize,
     range: Range<usize>,
     state: State,
 }
 
 impl Stage for Half {
     fn begin(&self) -> Box<dyn Sequences> {
-        let state = self.layers.state();
-        Box::new(HalfState { layers: self.layers.clone(), range: self.range.clone(), state })
+        let state = self.layers.lock().unwrap().state();
+        let (layers, first, range) = (self.layers.clone(), self.first, self.range.clone());
+        Box::new(HalfState { layers, first, range, state })
     }
 }
 
@@ -51,7 +56,9 @@ impl Sequences for HalfState {
             pass.rows.iter().zip(&pass.absent).for_each(|(row, absent)| self.state.hide(row.slot, absent.clone()));
         }
         let state = pass.keeps.then_some(&mut self.state);
-        let made = self.layers.forward(self.range.clone(), sent(&pass.x), &reading, None, state);
+        let mut layers = self.layers.lock().unwrap();
+        layers.watch_experts(self.first, pass.routed.as_ref());
+        let made = layers.forward(self.range.clone(), sent(&pass.x), &reading, None, state);
         done(made.map(|made| sent(&made.pick(0, &pass.wanted).unwrap())));
     }
 
@@ -112,7 +119,11 @@ fn stages_that_have_their_own_layers_alone_give_the_same_bits() {
     let mut models = 0;
     for kept in Kept::all(reads_tokens) {
         let (name, spec) = (&kept.name, kept.spec());
-        let whole = match answers(&kept.model(&engine), &engine) {
+        let usage = || ExpertUsage::of(&kept.spec()).map(Arc::new);
+        let (of_whole, of_halves) = (usage(), usage());
+        let mut model = kept.model(&engine);
+        of_whole.iter().for_each(|usage| model.watch_experts(usage));
+        let whole = match answers(&model, &engine) {
             Ok(whole) => whole,
             // Models that generate are the ones that are split.
             Err(ModelError::Unsupported { .. } | ModelError::MissingInput { .. }) => continue,
@@ -128,7 +139,7 @@ fn stages_that_have_their_own_layers_alone_give_the_same_bits() {
             let parts = Only::open(kept.directory.path(), &engine, &there);
             let (layers, of_stack) = parts.layers(&there).unwrap();
             assert_eq!(of_stack, first..end);
-            let half = Half { layers: Arc::new(layers), range: middle - first..end - first };
+            let half = Half { layers: Arc::new(Mutex::new(layers)), first, range: middle - first..end - first };
             stages.push((middle..end, Arc::new(half)));
             first = end;
         }
@@ -139,7 +150,10 @@ fn stages_that_have_their_own_layers_alone_give_the_same_bits() {
         for (range, stage) in stages {
             model.set_stage(range, stage).unwrap();
         }
+        of_halves.iter().for_each(|usage| model.watch_experts(usage));
         assert!(answers(&model, &engine).unwrap() == whole, "{name}");
+        let counted = |usage: Option<Arc<ExpertUsage>>| usage.map(|usage| usage.layers());
+        assert_eq!(counted(of_whole), counted(of_halves), "{name}: what routers chose");
         models += 1;
     }
     assert!(models > 20, "{models} models");
