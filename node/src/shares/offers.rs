@@ -1,7 +1,7 @@
 //! What machines offer for a model that is spread over several: this one, and others as they say.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use accel_backends::files::ModelFiles;
 use accel_backends::pace::{self, Pace};
@@ -22,6 +22,8 @@ use crate::store::BlockFiles;
 
 /// What a peer gets to say what it offers; its first measurement is in there.
 const OFFER: Duration = Duration::from_secs(5);
+/// How long a measurement of this machine counts before it is measured again.
+const PACE: Duration = Duration::from_secs(10);
 /// Peers that are asked at most, the nearest first.
 const PEERS: usize = 16;
 
@@ -92,15 +94,20 @@ impl Coordinator {
         })
     }
 
+    /// How fast this machine is: measured again now and then, and the fastest counts.
     fn pace(&self, dtype: Dtype) -> Result<Pace, JobError> {
         let mut paces = lock(&self.shared.paces);
-        if let Some(pace) = paces.get(&dtype) {
-            return Ok(*pace);
+        let known = paces.get(&dtype).copied();
+        if let Some((when, pace)) = known
+            && when.elapsed() < PACE
+        {
+            return Ok(pace);
         }
         let unsupported = |error| JobError::new(ErrorCode::Unsupported, error);
         let engine = Engine::cpu(self.shared.options.threads).map_err(unsupported)?;
         let pace = pace::measure(&engine, dtype).map_err(unsupported)?;
-        paces.insert(dtype, pace);
+        let pace = known.map_or(pace, |(_, known)| pace.fastest(known));
+        paces.insert(dtype, (Instant::now(), pace));
         Ok(pace)
     }
 
