@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use accel_models::share::Share;
-use accel_node::shares::plan::{Costs, LayerCosts, Machine, Plan, Split, Wish, plan};
+use accel_models::usage::{ExpertUsage, LayerUsage};
+use accel_node::shares::plan::{Costs, LayerCosts, Machine, Plan, Split, Way, Wish, plan};
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 
@@ -14,7 +15,7 @@ fn mixture() -> Costs {
     let layer = LayerCosts { dense: 5 * MB, experts: 16, chosen: 4, expert: 3 * MB };
     let layers = vec![layer; 24];
     let bytes = layers.iter().map(|layer| layer.dense + layer.experts as u64 * layer.expert).sum::<u64>() + 2 * MB;
-    Costs { bytes, ends: 2 * MB, head: MB, layers, prompt_only: 0, hidden: 1024, element: 2.0 }
+    Costs { bytes, ends: 2 * MB, head: MB, layers, prompt_only: 0, hidden: 1024, element: 2.0, hot: Vec::new() }
 }
 
 /// A machine of its own with much memory, 10 GB/s, and half a millisecond away.
@@ -74,6 +75,48 @@ fn every_expert_has_one_place_and_layers_are_shared_evenly() {
             assert!((5..=6).contains(&held), "{held} experts of layer {layer}");
         }
     }
+}
+
+/// Counts of a layer in which expert 3 is chosen for every token, and the others evenly.
+fn usage(layer: usize, tokens: u64) -> LayerUsage {
+    let usage = ExpertUsage::new([LayerUsage::new(layer, 16, 4)]);
+    let others: Vec<i64> = (0..16).filter(|&expert| expert != 3).collect();
+    for token in 0..tokens as usize {
+        let other = |number: usize| others[(3 * token + number) % others.len()];
+        usage.count(layer, &[3, other(0), other(1), other(2)]);
+    }
+    usage.layers().remove(0)
+}
+
+#[test]
+fn hot_experts_get_a_second_place_where_there_is_room() {
+    let all = [own(), machine(1), machine(2), machine(3)];
+    let wish = Wish { split: Split::Experts, experts_elsewhere: true, ..Wish::default() };
+    let wish = Wish { peers: all.iter().filter_map(|machine| machine.peer).collect(), ..wish };
+    let before = plan(&mixture(), &all, &wish);
+    assert_eq!(before.way().map(Way::replicas), Some(0));
+
+    // Layer 7 has too few tokens to tell.
+    let counts = [usage(2, 1000), usage(5, 1000), usage(7, 20)];
+    let costs = mixture().with_usage(&counts);
+    assert_eq!(costs.hot, [(2, 3), (5, 3)]);
+    let after = plan(&costs, &all, &wish);
+    let way = after.way().expect("there is a way");
+    assert_eq!(way.replicas(), 2);
+    for place in costs.hot {
+        let holders = way.members.iter().filter(|member| member.share.experts.contains(&place)).count();
+        assert_eq!(holders, 2, "{place:?}");
+    }
+    // Nothing else has moved.
+    for (before, after) in before.way().expect("there is a way").members.iter().zip(&way.members) {
+        assert!(before.share.experts.is_subset(&after.share.experts));
+    }
+
+    let tight = |machine: Machine| Machine { memory_bytes: 16 * 24 * MB + 24 * MB, ..machine };
+    let tight = [own(), tight(machine(1)), tight(machine(2)), tight(machine(3))];
+    let plan = plan(&mixture().with_usage(&counts), &tight, &wish);
+    let way = plan.way().expect("there is a way");
+    assert!(way.members[1..].iter().all(|member| member.bytes <= tight[1].memory_bytes));
 }
 
 #[test]

@@ -57,6 +57,8 @@ async fn layers_over_several_nodes_answer_as_on_one_and_each_node_fetches_its_sh
         let ask = async || futures::future::try_join_all(bodies.iter().map(|body| swarm.ask(body))).await;
         let (_, way) = swarm.plan(Split::Stages, 3, false).await?;
         let stages = ask().await?;
+        let of_stages = chosen(&swarm).await?;
+        ensure!(of_stages.iter().all(|of| of.iter().sum::<u64>() > 0), "{kind:?}: {of_stages:?}");
         for (node, member) in way.members.iter().enumerate() {
             let stored = swarm.stored_bytes(member).await?;
             let words = format!("{kind:?}: node {node} has {stored} bytes for a share of {}", member.bytes);
@@ -70,14 +72,44 @@ async fn layers_over_several_nodes_answer_as_on_one_and_each_node_fetches_its_sh
         let apart = |member: &MemberView| member.layers > 0 && member.experts > 0;
         ensure!(way.members.iter().all(apart), "{kind:?}: {way:?}");
         let both = ask().await?;
+        let of_both = chosen(&swarm).await?;
         swarm.plan(Split::Solo, 1, false).await?;
         let alone = ask().await?;
+        // What routers chose is counted here wherever they are: each time as much again.
+        let times =
+            |times: u64| of_stages.iter().map(|of| of.iter().map(|of| times * of).collect()).collect::<Vec<_>>();
+        assert_eq!((of_both, chosen(&swarm).await?), (times(2), times(3)), "{kind:?}");
         for ((alone, stages), both) in alone.iter().zip(&stages).zip(&both) {
             ensure!(alone.equals(stages) && alone.equals(both), "{kind:?}: {alone:?} {stages:?} {both:?}");
         }
         swarm.stop().await?;
     }
     Ok(())
+}
+
+/// How often each expert of each layer was chosen so far, as the first node knows it.
+async fn chosen(swarm: &Swarm) -> Result<Vec<Vec<u64>>> {
+    let view = swarm.nodes[0].api().experts(&swarm.model).await?;
+    Ok(view.layers.into_iter().map(|layer| layer.routed).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn experts_that_are_used_most_get_a_second_place() -> Result<()> {
+    let size = Size { experts: 16, ..Size::SMALL };
+    let swarm = Swarm::start(Kind::Mixtral, size, 3).await?;
+    let body = swarm.body(400, 24, 3);
+    let (_, way) = swarm.plan(Split::Experts, 3, true).await?;
+    assert_eq!(way.replicas, 0);
+    let before = swarm.ask(&body).await?;
+    let (_, way) = swarm.plan(Split::Experts, 3, true).await?;
+    let all: usize = way.members.iter().map(|member| member.experts).sum();
+    let of_layers = size.layers * size.experts;
+    ensure!(way.replicas > 0 && all == of_layers + way.replicas, "{way:?}");
+    ensure!(swarm.ask(&body).await?.equals(&before), "an answer with replicas differs");
+    let SpreadView { peers, repeats, borrowed, .. } = swarm.spread().await?;
+    assert_eq!((repeats, borrowed), (0, 0));
+    assert_eq!(peers.iter().map(|peer| peer.experts).sum::<usize>(), all);
+    swarm.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -245,6 +245,8 @@ pub struct WayView {
     pub split: Split,
     /// Who has what; the first is this node.
     pub members: Vec<MemberView>,
+    /// Experts that two nodes have, because they are used most.
+    pub replicas: usize,
     /// How fast it would be; none where it cannot be done.
     pub prediction: Option<PredictionView>,
     /// Why it cannot be done.

@@ -67,6 +67,9 @@ fn text(plan: &PlanView) -> String {
             ]
         });
         text.push_str(&format!("\n\n{}", table(&["NODE", "LAYERS", "EXPERTS", "MEMORY", "TO FETCH"], rows)));
+        if way.replicas > 0 {
+            text.push_str(&format!("\n\nThe {} experts that are used most have a second place.", way.replicas));
+        }
     }
     if let Some(fast) = plan.chosen.and_then(|chosen| plan.ways.get(chosen)?.prediction) {
         text.push_str(&format!("\n\nThe time to the first token is for a prompt of {} tokens.", fast.prompt_tokens));

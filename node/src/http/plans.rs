@@ -48,7 +48,8 @@ fn way(way: &Way) -> WayView {
         Ok(outcome) => (Some(prediction(outcome)), None),
         Err(reason) => (None, Some(reason.clone())),
     };
-    WayView { split: way.split, members: way.members.iter().map(member).collect(), prediction, impossible }
+    let members = way.members.iter().map(member).collect();
+    WayView { split: way.split, members, replicas: way.replicas(), prediction, impossible }
 }
 
 fn member(member: &Member) -> MemberView {

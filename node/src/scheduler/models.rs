@@ -91,7 +91,7 @@ impl Models {
             memory_bytes: Some(budget_bytes),
         };
         let memory = Memory::new(budget_bytes);
-        let coordinator = Coordinator::new(fetch.clone(), options, memory.clone(), config.serve);
+        let coordinator = Coordinator::new(fetch.clone(), options, memory.clone(), config.serve, usage.clone());
         let Fetcher { store, swarm, options: fetch, .. } = fetch;
         let slots = Mutex::default();
         Self { shared: Arc::new(Shared { store, swarm, options, fetch, memory, coordinator, usage, slots }) }

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use accel_backends::pace::Pace;
 use accel_backends::weights::Dtype;
@@ -29,6 +29,7 @@ use super::stages::{Found, Relay, RemoteStage, WeakRelay};
 use crate::memory::Memory;
 use crate::scheduler::Models;
 use crate::store::{BlockFiles, FetchOptions, FetchProgress};
+use crate::usage::Ledger;
 
 /// What a peer gets to let itself be dialled and take a stream.
 const DIAL: Duration = Duration::from_secs(5);
@@ -47,7 +48,10 @@ pub(super) struct Shared {
     pub(super) options: LoadOptions,
     pub(super) memory: Memory,
     pub(super) serves: bool,
-    pub(super) paces: Mutex<HashMap<Dtype, Pace>>,
+    /// What the experts of models were chosen for here.
+    usage: Ledger,
+    /// How fast this machine is with weights of a type, and when that was measured.
+    pub(super) paces: Mutex<HashMap<Dtype, (Instant, Pace)>>,
     expert_links: Mutex<HashMap<PeerId, Arc<Link<ExpertAsk>>>>,
     stage_links: Mutex<HashMap<PeerId, Arc<Link<StageAsk>>>>,
     holdings: AtomicU32,
@@ -93,12 +97,13 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Coordinator {
     /// Nothing is spread yet.
-    pub fn new(fetch: Fetcher, options: LoadOptions, memory: Memory, serves: bool) -> Self {
+    pub fn new(fetch: Fetcher, options: LoadOptions, memory: Memory, serves: bool, usage: Ledger) -> Self {
         let shared = Shared {
             fetch,
             options,
             memory,
             serves,
+            usage,
             paces: Mutex::default(),
             expert_links: Mutex::default(),
             stage_links: Mutex::default(),
@@ -164,7 +169,10 @@ impl Coordinator {
         if wish.split != Split::Solo && known.can_be_spread() && model.path.is_empty() {
             machines.extend(self.others(model, known, wish).await);
         }
-        Ok(plan::plan(&known.costs, &machines, wish))
+        let (ledger, of) = (self.shared.usage.clone(), model.clone());
+        let usage = tokio::task::spawn_blocking(move || ledger.total(&of)).await.map_err(broke_off)?;
+        let costs = known.costs.clone().with_usage(&usage.unwrap_or_default());
+        Ok(plan::plan(&costs, &machines, wish))
     }
 
     /// The stream with a peer for experts; all models share it.

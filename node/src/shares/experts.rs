@@ -306,14 +306,23 @@ impl Spread {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
         let mut of_expert: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         open.iter().for_each(|&slot| of_expert.entry(chosen.expert(slot)).or_default().push(slot));
-        let mut assigned = Assigned::default();
-        for (expert, slots) in of_expert {
+        let able = |expert: usize| {
             let remotes = routes.get(&(layer, expert)).filter(|_| !here.contains_key(&(layer, expert)));
             let able = remotes.into_iter().flatten();
-            let able =
-                able.filter(|remote| remote.is_open() && !remote.paced.is_late() && !avoid.contains(&remote.peer));
-            let cost = |remote: &Arc<Remote>| remote.paced.expected(assigned.rows(remote) + slots.len());
-            match able.min_by(|a, b| cost(a).total_cmp(&cost(b))).cloned() {
+            able.filter(|remote| remote.is_open() && !remote.paced.is_late() && !avoid.contains(&remote.peer)).cloned()
+        };
+        let mut all: Vec<(usize, Vec<usize>, Vec<Arc<Remote>>)> =
+            of_expert.into_iter().map(|(expert, slots)| (expert, slots, able(expert).collect())).collect();
+        // Where there is a choice it follows from what has none.
+        all.sort_by_key(|(_, _, able)| able.len());
+        let mut assigned = Assigned::default();
+        for (expert, slots, able) in all {
+            // Asking one more peer costs whoever asks another way.
+            let cost = |remote: &Arc<Remote>| match assigned.rows(remote) {
+                0 => remote.paced.expected(slots.len()) + remote.pace().transport,
+                rows => remote.paced.expected(rows + slots.len()),
+            };
+            match able.iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).cloned() {
                 Some(remote) => assigned.give(remote, slots),
                 None => assigned.here.push((expert, slots)),
             }

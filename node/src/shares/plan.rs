@@ -18,6 +18,8 @@ use deal::{deal, deal_layers};
 
 /// How much faster a model must be on more machines: a prediction may be off by so much.
 const WORTH: f64 = 1.2;
+/// How much faster a model must be where fewer machines have the experts of a layer.
+const NARROW: f64 = 1.05;
 /// Tokens of the prompt that the time to the first token is told for.
 pub const PROMPT_TOKENS: usize = 128;
 
@@ -131,6 +133,15 @@ pub struct Way {
     pub outcome: Result<Prediction, String>,
 }
 
+impl Way {
+    /// How many experts more than one machine has.
+    pub fn replicas(&self) -> usize {
+        let held: usize = self.members.iter().map(|member| member.share.experts.len()).sum();
+        let all: BTreeSet<_> = self.members.iter().flat_map(|member| &member.share.experts).collect();
+        held - all.len()
+    }
+}
+
 /// How fast.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prediction {
@@ -196,7 +207,6 @@ pub fn plan(costs: &Costs, machines: &[Machine], wish: &Wish) -> Plan {
 }
 
 fn choose(ways: Vec<Way>, wish: &Wish) -> Plan {
-    let speed = |way: &Way| way.outcome.as_ref().map_or(0.0, |prediction| prediction.tokens_per_second);
     let wanted = |way: &Way| wish.split == Split::Auto || way.split == wish.split;
     let mut chosen: Option<usize> = None;
     for (number, way) in ways.iter().enumerate() {
@@ -269,40 +279,66 @@ fn experts(costs: &Costs, own: &Machine, others: &[&Machine], here: bool) -> Way
     own_left.memory_bytes = own.memory_bytes.saturating_sub(costs.dense());
     let holders: Vec<&Machine> =
         if here { std::iter::once(&own_left).chain(others.iter().copied()).collect() } else { others.to_vec() };
-    let dealt = fits(costs.dense(), own).and_then(|()| deal(costs, &holders));
-    let mut shares: Vec<Share> = match &dealt {
-        Ok(shares) => shares.clone(),
-        Err(_) => vec![Share::default(); holders.len()],
-    };
-    let mut of_own = if here { shares.remove(0) } else { Share::default() };
-    (of_own.ends, of_own.layers) = (dense.ends, dense.layers);
     let machines: Vec<&Machine> = std::iter::once(own).chain(others.iter().copied()).collect();
-    let shares = std::iter::once(of_own).chain(shares);
-    let members: Vec<Member> =
-        machines.iter().zip(shares).map(|(machine, share)| costs.member(machine, share)).collect();
-    let outcome = dealt.map(|_| costs.prediction(&machines, &members));
-    Way { split: Split::Experts, members, outcome }
+    best(holders.len(), |width| {
+        let dealt = fits(costs.dense(), own).and_then(|()| deal(costs, &holders, width));
+        let mut shares: Vec<Share> = match &dealt {
+            Ok(shares) => shares.clone(),
+            Err(_) => vec![Share::default(); holders.len()],
+        };
+        let mut of_own = if here { shares.remove(0) } else { Share::default() };
+        (of_own.ends, of_own.layers) = (dense.ends, dense.layers.clone());
+        let shares = std::iter::once(of_own).chain(shares);
+        let members: Vec<Member> =
+            machines.iter().zip(shares).map(|(machine, share)| costs.member(machine, share)).collect();
+        let outcome = dealt.map(|_| costs.prediction(&machines, &members));
+        Way { split: Split::Experts, members, outcome }
+    })
 }
 
 /// Layers on this node and others, a range on each; with their experts, or `apart` from them, dealt to all.
 fn stages(costs: &Costs, own: &Machine, others: &[&Machine], apart: bool) -> Way {
-    let split = if apart { Split::Both } else { Split::Stages };
     // Who is nearer changes from look to look; who has which layers does not.
     let mut others = others.to_vec();
     others.sort_by_key(|machine| machine.peer);
     let machines: Vec<&Machine> = std::iter::once(own).chain(others).collect();
-    let dealt = deal_layers(costs, &machines, apart);
+    match apart {
+        true => best(machines.len(), |width| staged(costs, &machines, Some(width))),
+        false => staged(costs, &machines, None),
+    }
+}
+
+fn staged(costs: &Costs, machines: &[&Machine], apart: Option<usize>) -> Way {
+    let split = if apart.is_some() { Split::Both } else { Split::Stages };
+    let dealt = deal_layers(costs, machines, apart);
     let shares = dealt.clone().unwrap_or_else(|_| vec![Share::default(); machines.len()]);
     // Who gets nothing has no part in it.
     let (machines, members): (Vec<&Machine>, Vec<Member>) = machines
-        .into_iter()
+        .iter()
         .zip(shares)
         .filter(|(_, share)| dealt.is_err() || *share != Share::default())
-        .map(|(machine, share)| (machine, costs.member(machine, share)))
+        .map(|(machine, share)| (*machine, costs.member(machine, share)))
         .unzip();
     let outcome = dealt.and_then(|_| match members.len() {
         0 | 1 => Err("the layers are too few to be split".to_owned()),
         _ => Ok(costs.prediction(&machines, &members)),
     });
     Way { split, members, outcome }
+}
+
+/// The fastest of the ways that differ in how many of so many machines have the experts of a layer. All of them work on
+/// prompts best, so fewer must be worth it.
+fn best(machines: usize, way: impl Fn(usize) -> Way) -> Way {
+    let mut best = way(machines);
+    for width in std::iter::successors(Some(1), |width| Some(2 * width)).take_while(|&width| width < machines) {
+        let other = way(width);
+        if speed(&other) > NARROW * speed(&best) {
+            best = other;
+        }
+    }
+    best
+}
+
+fn speed(way: &Way) -> f64 {
+    way.outcome.as_ref().map_or(0.0, |prediction| prediction.tokens_per_second)
 }

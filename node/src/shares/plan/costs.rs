@@ -4,12 +4,20 @@ use std::collections::BTreeMap;
 
 use accel_models::share::{Anatomy, Part, Share, mixtures, stacks};
 use accel_models::spec::{DecoderSpec, HeadSpec, Spec};
+use accel_models::usage::LayerUsage;
 
 use super::super::experts::Place;
 use super::{Machine, Member, PROMPT_TOKENS, Prediction, Terms};
 
 /// Draws of experts that a prediction is the mean of.
 const DRAWS: usize = 64;
+/// An expert is hot that is used so many times as often as if all of its layer were used evenly,
+const HOT: f64 = 1.5;
+/// in so many tokens at least.
+const HOT_TOKENS: u64 = 256;
+/// What processors that work at once for several peers reach of what each reaches alone: they wait for the same memory, and
+/// for each other. Measured where two processors had three peers.
+const TOGETHER: f64 = 0.67;
 
 /// What a model costs, layer by layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +36,8 @@ pub struct Costs {
     pub hidden: usize,
     /// Bytes of an element of most weights.
     pub element: f64,
+    /// Experts that are used so much more than others that two machines are to have them, the hottest first.
+    pub hot: Vec<Place>,
 }
 
 /// What a layer costs.
@@ -76,7 +86,27 @@ impl Costs {
             prompt_only,
             hidden: stacks.first().map_or(0, |(_, stack)| stack.hidden),
             element,
+            hot: Vec::new(),
         }
+    }
+
+    /// The same with the experts that were used most so far.
+    #[must_use]
+    pub fn with_usage(mut self, layers: &[LayerUsage]) -> Self {
+        let known = |usage: &&LayerUsage| {
+            let layer = self.layers.get(usage.layer());
+            usage.tokens() >= HOT_TOKENS && layer.is_some_and(|layer| layer.experts == usage.experts())
+        };
+        let times = |usage: &LayerUsage, expert: usize| usage.share(expert) * usage.experts() as f64;
+        let mut hot: Vec<(f64, Place)> = layers
+            .iter()
+            .filter(known)
+            .flat_map(|usage| (0..usage.experts()).map(|expert| (times(usage, expert), (usage.layer(), expert))))
+            .filter(|(times, _)| *times >= HOT)
+            .collect();
+        hot.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        self.hot = hot.into_iter().map(|(_, place)| place).collect();
+        self
     }
 
     pub(super) fn dense(&self) -> u64 {
@@ -164,7 +194,7 @@ impl Costs {
                     near.round_trip.max(far.round_trip) + row * (1 + rows[machine]) as f64 / bandwidth
                 };
                 let there = asked.iter().map(|machine| way(machine) + work(*machine)).fold(0.0, f64::max);
-                let there = there.max(crowded(machines, &asked, &work) + asked.iter().map(way).fold(0.0, f64::max));
+                let there = there.max(crowded(machines, base, &asked, &work, &way));
                 let trip = asked.iter().map(way).fold(0.0, f64::max);
                 let waiting = (there - work(base)).max(0.0);
                 let share = 1.0 / DRAWS as f64;
@@ -220,15 +250,34 @@ fn base(members: &[Member], layer: usize) -> usize {
     members.iter().position(|member| member.share.layers.contains(&layer)).unwrap_or(0)
 }
 
-/// Seconds that machines which share processors need for their work together.
-fn crowded(machines: &[&Machine], asked: &[usize], work: &dyn Fn(usize) -> f64) -> f64 {
-    let mut of_host: BTreeMap<u64, (f64, usize)> = BTreeMap::new();
-    for &machine in asked {
-        let host = of_host.entry(machines[machine].host).or_default();
-        host.0 += work(machine) * machines[machine].threads as f64;
-        host.1 = machines[machine].cores.max(1);
+/// Seconds until those who are asked have answered, as far as they share processors with each other. To who asks on the
+/// same machine the ways are work for them too.
+fn crowded(
+    machines: &[&Machine],
+    base: usize,
+    asked: &[usize],
+    work: &dyn Fn(usize) -> f64,
+    way: &dyn Fn(&usize) -> f64,
+) -> f64 {
+    #[derive(Default)]
+    struct Host {
+        seconds: f64,
+        way: f64,
+        processors: f64,
+        machines: usize,
     }
-    of_host.values().map(|(seconds, cores)| seconds / *cores as f64).fold(0.0, f64::max)
+    let mut of_host: BTreeMap<u64, Host> = BTreeMap::new();
+    for &machine in asked {
+        let Machine { host, threads, cores, .. } = *machines[machine];
+        let same = host == machines[base].host;
+        let host = of_host.entry(host).or_default();
+        host.seconds += work(machine) * threads as f64 + if same { way(&machine) } else { 0.0 };
+        host.way = if same { 0.0 } else { host.way.max(way(&machine)) };
+        host.processors = cores.max(1) as f64;
+        host.machines += 1;
+    }
+    let seconds = of_host.into_values().filter(|host| host.machines > 1);
+    seconds.map(|host| host.way + host.seconds / host.processors / TOGETHER).fold(0.0, f64::max)
 }
 
 /// Numbers that look drawn, and are the same each time (xorshift, Marsaglia, 2003).

@@ -16,11 +16,16 @@ use super::{Costs, LayerCosts, Machine, fits};
 /// One of so many parts of the memory of who has layers is left for what they keep of sequences.
 const FOR_SEQUENCES: u64 = 8;
 
-/// Deals ranges of layers to machines in their order, by their speed and within their memory.
-pub fn deal_layers(costs: &Costs, machines: &[&Machine], apart: bool) -> Result<Vec<Share>, String> {
+/// One of so many parts of a machine's experts may come beside them for the sake of others that fall away or have much to
+/// do.
+const REPLICAS: u64 = 4;
+
+/// Deals ranges of layers to machines in their order, by their speed and within their memory: with their experts, or
+/// `apart` from them, which are then dealt to so many machines a layer.
+pub fn deal_layers(costs: &Costs, machines: &[&Machine], apart: Option<usize>) -> Result<Vec<Share>, String> {
     let of_layer = |layer: &LayerCosts| match apart {
-        true => layer.dense,
-        false => layer.dense + layer.experts as u64 * layer.expert,
+        Some(_) => layer.dense,
+        None => layer.dense + layer.experts as u64 * layer.expert,
     };
     let bytes: Vec<u64> = costs.layers.iter().map(of_layer).collect();
     let all: u64 = bytes.iter().sum();
@@ -44,13 +49,13 @@ pub fn deal_layers(costs: &Costs, machines: &[&Machine], apart: bool) -> Result<
     let mut shares: Vec<Share> =
         ranges.into_iter().map(|range| Share { layers: range.collect(), ..Share::default() }).collect();
     shares[0].ends = true;
-    if !apart {
+    let Some(width) = apart else {
         for share in &mut shares {
             let of_layer = |&layer: &usize| (0..costs.layers[layer].experts).map(move |expert| (layer, expert));
             share.experts = share.layers.iter().flat_map(of_layer).collect();
         }
         return Ok(shares);
-    }
+    };
     let left: Vec<Machine> = machines
         .iter()
         .zip(&shares)
@@ -59,7 +64,7 @@ pub fn deal_layers(costs: &Costs, machines: &[&Machine], apart: bool) -> Result<
             Machine { memory_bytes: machine.memory_bytes.saturating_sub(taken), ..(*machine).clone() }
         })
         .collect();
-    let experts = deal(costs, &left.iter().collect::<Vec<_>>())?;
+    let experts = deal(costs, &left.iter().collect::<Vec<_>>(), width)?;
     shares.iter_mut().zip(experts).for_each(|(share, experts)| share.experts = experts.experts);
     Ok(shares)
 }
@@ -113,8 +118,9 @@ fn parts(all: u64, speeds: &[f64], rooms: &[u64]) -> Option<Vec<f64>> {
     Some(parts)
 }
 
-/// Deals the experts of all layers to machines, by their speed and within their memory.
-pub fn deal(costs: &Costs, holders: &[&Machine]) -> Result<Vec<Share>, String> {
+/// Deals the experts of all layers to machines, by their speed and within their memory, those of each layer to so many of
+/// them: who asks fewer machines for a layer asks less often, and has fewer at work at once.
+pub fn deal(costs: &Costs, holders: &[&Machine], width: usize) -> Result<Vec<Share>, String> {
     let rooms: Vec<u64> = holders.iter().map(|machine| machine.memory_bytes).collect();
     let speeds: Vec<f64> = holders.iter().map(|machine| machine.bytes_per_second).collect();
     let parts = parts(costs.experts(), &speeds, &rooms).ok_or_else(|| {
@@ -123,14 +129,18 @@ pub fn deal(costs: &Costs, holders: &[&Machine]) -> Result<Vec<Share>, String> {
     })?;
     let mut shares = vec![Share::default(); holders.len()];
     let mut bytes = vec![0_u64; holders.len()];
+    let mut left: Vec<f64> = parts.iter().map(|part| part * costs.places().count() as f64).collect();
     // What rounding gives or takes in one layer is made up for in the next.
     let mut owed = vec![0.0; holders.len()];
     for (number, layer) in costs.layers.iter().enumerate().filter(|(_, layer)| layer.experts > 0) {
-        owed.iter_mut().zip(&parts).for_each(|(owed, part)| *owed += part * layer.experts as f64);
-        let mut quota: Vec<usize> = owed.iter().map(|owed: &f64| owed.max(0.0) as usize).collect();
+        let of_layer = chosen(holders, &left, number, layer, width);
+        let all: f64 = of_layer.iter().map(|&holder| parts[holder]).sum();
+        of_layer.iter().for_each(|&holder| owed[holder] += parts[holder] / all.max(1e-9) * layer.experts as f64);
+        let mut quota = vec![0_usize; holders.len()];
+        of_layer.iter().for_each(|&holder| quota[holder] = owed[holder].max(0.0) as usize);
         while quota.iter().sum::<usize>() < layer.experts {
             let most = |a: &usize, b: &usize| (owed[*a] - quota[*a] as f64).total_cmp(&(owed[*b] - quota[*b] as f64));
-            let Some(holder) = (0..holders.len()).max_by(most) else { break };
+            let Some(holder) = of_layer.iter().copied().max_by(most) else { break };
             quota[holder] += 1;
         }
         for expert in 0..layer.experts {
@@ -146,11 +156,51 @@ pub fn deal(costs: &Costs, holders: &[&Machine]) -> Result<Vec<Share>, String> {
             };
             quota[holder] = quota[holder].saturating_sub(1);
             owed[holder] -= 1.0;
+            left[holder] -= 1.0;
             bytes[holder] += layer.expert;
             shares[holder].insert(Part::Expert(number, expert));
         }
     }
+    replicate(costs, holders, &mut shares);
     Ok(shares)
+}
+
+/// Has a second machine hold each hot expert, as far as there is room: so that two share its work, and it has a place when
+/// one falls away. No machine holds more of them than a part of what it has anyway.
+fn replicate(costs: &Costs, holders: &[&Machine], shares: &mut [Share]) {
+    let own: Vec<u64> = shares.iter().map(|share| costs.share_bytes(share)).collect();
+    let mut taken = vec![0_u64; holders.len()];
+    for &place in &costs.hot {
+        let bytes = costs.layers[place.0].expert;
+        let able = |&holder: &usize| {
+            let room = holders[holder].memory_bytes.saturating_sub(own[holder]).min(own[holder] / REPLICAS);
+            !shares[holder].experts.contains(&place) && taken[holder] + bytes <= room
+        };
+        let best = (0..holders.len()).filter(able).max_by_key(|&holder| {
+            let here = holders[holder].on_disk.experts.contains(&place);
+            (here, std::cmp::Reverse(taken[holder]), rank(holders[holder], place))
+        });
+        if let Some(holder) = best {
+            taken[holder] += bytes;
+            shares[holder].insert(Part::Expert(place.0, place.1));
+        }
+    }
+}
+
+/// The machines that get the experts of a layer: those that have them already, and of those with enough left to get of all
+/// layers the ones that are drawn to this one most.
+fn chosen(holders: &[&Machine], left: &[f64], number: usize, layer: &LayerCosts, width: usize) -> Vec<usize> {
+    let mut of_layer: Vec<usize> = (0..holders.len()).collect();
+    if width >= holders.len() {
+        return of_layer;
+    }
+    let enough = layer.experts as f64 / width as f64 / 2.0;
+    of_layer.sort_by_key(|&holder| {
+        let here = holders[holder].on_disk.experts.range((number, 0)..(number + 1, 0)).count();
+        std::cmp::Reverse((left[holder] >= enough, here, rank(holders[holder], (number, layer.experts))))
+    });
+    of_layer.truncate(width);
+    of_layer
 }
 
 /// Deals some experts to machines that may have others already, and says which fit nobody's memory.
