@@ -11,6 +11,7 @@
 //! `lanes::Lanes`, whose implementations round alike. [`ARITHMETIC`] names this order; changing it changes the name.
 
 mod activation;
+mod arithmetic;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -24,6 +25,7 @@ mod rope;
 mod unpack;
 
 pub use activation::Activation;
+pub use arithmetic::{Arithmetic, Pairing};
 pub use attention::{AttentionShape, Keys, KeysValues, PAGE, QueryRow};
 pub use linear::Product;
 pub use recurrence::ScanParts;

@@ -249,6 +249,38 @@ fn elementwise_operations_are_right_and_the_same_everywhere() {
 }
 
 #[test]
+fn arithmetic_on_many_numbers_pairs_them_as_on_few() {
+    // More numbers than candle works on by itself, and rows that no part of the work ends with.
+    let dims = [3, 47, 611];
+    let (a, count) = (noise(5, dims.iter().product()), dims.iter().product::<usize>());
+    type Second = fn([usize; 3]) -> usize;
+    let pairings: [(&[usize], Second); 7] = [
+        (&dims, |[i, j, k]| (i * 47 + j) * 611 + k),
+        (&[611], |[_, _, k]| k),
+        (&[1, 47, 611], |[_, j, k]| j * 611 + k),
+        (&[3, 47, 1], |[i, j, _]| i * 47 + j),
+        (&[1], |_| 0),
+        // Those that candle stretches.
+        (&[3, 1, 611], |[i, _, k]| i * 611 + k),
+        (&[47, 1], |[_, j, _]| j),
+    ];
+    for engine in engines() {
+        let x = Tensor::new(&engine, a.clone(), &dims).unwrap();
+        for (of_b, second) in pairings {
+            let b = noise(9, of_b.iter().product());
+            let y = Tensor::new(&engine, b.clone(), of_b).unwrap();
+            let place = |at: usize| [at / (47 * 611), at / 611 % 47, at % 611];
+            let expected = |op: fn(f32, f32) -> f32| -> Vec<u32> {
+                (0..count).map(|at| op(a[at], b[second(place(at))]).to_bits()).collect()
+            };
+            let made = [x.add(&y), x.sub(&y), x.mul(&y), x.div(&y)].map(|made| bits(&made.unwrap().to_vec().unwrap()));
+            let right = [|a, b| a + b, |a, b| a - b, |a, b| a * b, |a, b| a / b].map(expected);
+            assert!(made == right, "{of_b:?}");
+        }
+    }
+}
+
+#[test]
 fn both_styles_of_rope_turn_by_the_same_angles() {
     let engine = Engine::cpu(1).unwrap();
     let row = |values: &[f32]| Tensor::new(&engine, values.to_vec(), &[1, values.len()]).unwrap();

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, DType, Storage, Tensor as Candle};
 
-use crate::cpu::{Keys, Product};
+use crate::cpu::{Arithmetic, Keys, Pairing, Product};
 
 use super::op::{Attention, Binary, Compare, Experts, NormKind, Op, Reduce, Unary, stretch};
 use super::{
@@ -33,6 +33,10 @@ pub(super) fn apply(op: &Op, args: &[&Tensor]) -> Result<Vec<Tensor>> {
         Op::Experts(experts) => self::experts(engine, *experts, args)?,
         Op::CausalConvolution { .. } | Op::Scan(_) | Op::Wkv => return recurrence::eager(engine, op, args),
         Op::GroupNorm { .. } | Op::Softmax { .. } | Op::ConvolutionTransposed(_) => return lower(op, args),
+        Op::Binary(binary) => match arithmetic(engine, *binary, args[0], args[1])? {
+            Some(out) => out,
+            None => Tensor::dense(engine, primitive(op, args)?),
+        },
         Op::Gather { axis } => gather(engine, *axis, args[0], args[1])?,
         _ => Tensor::dense(engine, primitive(op, args)?),
     };
@@ -276,6 +280,48 @@ fn activated(engine: &Engine, activation: Activation, x: &Tensor) -> Result<Opti
         engine.kernels().activate(activation, x, &mut out).then_some(out)
     })?;
     out.map(|out| Tensor::new(engine, out, x.dims())).transpose()
+}
+
+/// Two tensors of many numbers; none where candle does as well. With as many, candle takes threads of its own, one for each
+/// processor, whatever the engine was given.
+fn arithmetic(engine: &Engine, binary: Binary, a: &Tensor, b: &Tensor) -> Result<Option<Tensor>> {
+    const MANY: usize = 64 << 10;
+    let op = match binary {
+        Binary::Add => Arithmetic::Add,
+        Binary::Sub => Arithmetic::Sub,
+        Binary::Mul => Arithmetic::Mul,
+        Binary::Div => Arithmetic::Div,
+        Binary::Pow | Binary::Max | Binary::Min => return Ok(None),
+    };
+    if a.count() < MANY || [a, b].iter().any(|tensor| tensor.kind() != Kind::Float) {
+        return Ok(None);
+    }
+    let Some(pairing) = pairing(a.dims(), b.dims()) else { return Ok(None) };
+    let out = a.read(|a| {
+        b.read(|b| {
+            let mut out = vec![0.0; a.len()];
+            engine.kernels().arithmetic(op, pairing, a, b, &mut out);
+            out
+        })
+    })??;
+    Tensor::new(engine, out, a.dims()).map(Some)
+}
+
+/// How `b` stretches to the shape of `a`, in the ways that matter.
+fn pairing(a: &[usize], b: &[usize]) -> Option<Pairing> {
+    // Leading ones stretch to whatever there is.
+    let of_ones = b.iter().take_while(|&&size| size == 1).count();
+    let (tail, (&width, rows)) = (&b[of_ones..], a.split_last()?);
+    if a == b {
+        return Some(Pairing::Each);
+    }
+    if tail.is_empty() && b.len() <= a.len() {
+        return Some(Pairing::Column(a.iter().product()));
+    }
+    if b.len() <= a.len() && a.ends_with(tail) {
+        return Some(Pairing::Row(tail.iter().product()));
+    }
+    (b.len() == a.len() && b.ends_with(&[1]) && b[..rows.len()] == *rows).then_some(Pairing::Column(width))
 }
 
 fn gated(engine: &Engine, activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {

@@ -30,6 +30,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 const ECHO: Duration = Duration::from_secs(2);
 /// Echoes of a row that the way to a peer is the median of.
 const ECHOES: usize = 9;
+/// What passes between two of them.
+const BETWEEN: Duration = Duration::from_millis(2);
 /// Numbers of an echo that tells how many bytes go through in a second.
 const LONG_ECHO: usize = 32 << 10;
 
@@ -172,6 +174,8 @@ impl<A: Ask> Link<A> {
     /// In words, when it does not answer.
     pub async fn way(&self, hidden: usize) -> Result<(f64, f64), String> {
         let echo = async |numbers: usize| {
+            // Rows leave one now and then, and find processors that have gone to rest.
+            tokio::time::sleep(BETWEEN).await;
             let sent = Instant::now();
             let answer = tokio::time::timeout(ECHO, self.answer(A::echo(Floats(vec![1.0; numbers])))).await;
             match answer.map_err(|_| "it does not answer".to_owned())?? {

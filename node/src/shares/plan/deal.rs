@@ -36,7 +36,7 @@ pub fn deal_layers(costs: &Costs, machines: &[&Machine], apart: Option<usize>) -
     };
     fits(costs.ends, machines[0])?;
     let rooms: Vec<u64> = (0..machines.len()).map(room).collect();
-    let speeds: Vec<f64> = machines.iter().map(|machine| machine.bytes_per_second).collect();
+    let speeds = speeds(machines);
     let parts = parts(all, &speeds, &rooms).ok_or_else(|| {
         let (need, have) = (all as f64 / 1e9, rooms.iter().sum::<u64>() as f64 / 1e9);
         format!("{need:.2} GB of layers do not fit the {have:.2} GB of memory of {} machines", machines.len())
@@ -89,6 +89,13 @@ fn ranges(bytes: &[u64], rooms: &[u64], parts: &[f64]) -> Option<Vec<Range<usize
     (next == bytes.len()).then_some(ranges)
 }
 
+/// How fast machines are, in steps down from the fastest: a plan is to stay as it is where a measurement comes out a little
+/// different.
+fn speeds(machines: &[&Machine]) -> Vec<f64> {
+    let fastest = machines.iter().map(|machine| machine.bytes_per_second).fold(0.0, f64::max);
+    machines.iter().map(|machine| ((2.0 * (machine.bytes_per_second / fastest).log2()).round() / 2.0).exp2()).collect()
+}
+
 /// How much of so many bytes machines of these speeds get, within their rooms, each as a part of all; none where they do
 /// not fit.
 fn parts(all: u64, speeds: &[f64], rooms: &[u64]) -> Option<Vec<f64>> {
@@ -122,7 +129,7 @@ fn parts(all: u64, speeds: &[f64], rooms: &[u64]) -> Option<Vec<f64>> {
 /// them: who asks fewer machines for a layer asks less often, and has fewer at work at once.
 pub fn deal(costs: &Costs, holders: &[&Machine], width: usize) -> Result<Vec<Share>, String> {
     let rooms: Vec<u64> = holders.iter().map(|machine| machine.memory_bytes).collect();
-    let speeds: Vec<f64> = holders.iter().map(|machine| machine.bytes_per_second).collect();
+    let speeds = speeds(holders);
     let parts = parts(costs.experts(), &speeds, &rooms).ok_or_else(|| {
         let (need, have) = (costs.experts() as f64 / 1e9, rooms.iter().sum::<u64>() as f64 / 1e9);
         format!("{need:.2} GB of experts do not fit the {have:.2} GB of memory of {} machines", holders.len())

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use accel_node::api::Split;
+use accel_node::api::{PredictionView, Split};
 use accel_protocol::Task;
 use accel_tests::seeded::Kind;
 use accel_tests::shard::{Answer, Swarm};
@@ -39,6 +39,8 @@ pub struct Figures {
     /// One node alone, in turn with that.
     pub alone_tokens_per_second: f64,
     pub predicted_tokens_per_second: f64,
+    /// What that is made of.
+    predicted: PredictionView,
     pub predicted_alone_tokens_per_second: f64,
     prompt_ms: f64,
     alone_prompt_ms: f64,
@@ -99,23 +101,23 @@ async fn measure(model: &Model<'_>, arguments: &Arguments, report: &mut Report) 
         }
         let mut identical = first.as_ref().is_none_or(|first| first.equals(&spread));
         let (mut here, mut there) = (Speeds::default(), Speeds::default());
-        let (mut predicted, mut predicted_alone, mut round_trips) = (0.0, 0.0, None);
+        let (mut predicted, mut predicted_alone, mut round_trips) = (None, 0.0, None);
         for _ in 0..arguments.rounds {
             // With several nodes and with one in turn, each once to load and once to be measured.
             for turn in [split, Split::Solo] {
                 let count = if turn == Split::Solo { 1 } else { nodes };
                 let (_, way) = swarm.plan(turn, count, elsewhere && turn != Split::Solo).await?;
-                let fast = way.prediction.context("no prediction")?.tokens_per_second;
+                let prediction = way.prediction.context("no prediction")?;
                 identical &= swarm.ask(&body).await?.equals(&spread);
                 let before = swarm.spread().await.map_or(0, |spread| spread.rounds);
                 let again = swarm.ask(&body).await?;
                 identical &= again.equals(&spread);
                 if turn == Split::Solo {
-                    predicted_alone = fast;
+                    predicted_alone = prediction.tokens_per_second;
                     here.add(&again);
                     continue;
                 }
-                predicted = fast;
+                predicted = Some(prediction);
                 there.add(&again);
                 if let (Some(kind), Split::Experts) = (model.kind, split) {
                     let mixtures = kind.mixtures(arguments.large()) as f64;
@@ -126,6 +128,7 @@ async fn measure(model: &Model<'_>, arguments: &Arguments, report: &mut Report) 
                 }
             }
         }
+        let predicted = predicted.context("no round")?;
         let way = Figures {
             model: model.name.clone(),
             seeded: model.kind.is_some(),
@@ -135,7 +138,8 @@ async fn measure(model: &Model<'_>, arguments: &Arguments, report: &mut Report) 
             identical,
             tokens_per_second: there.tokens_per_second(),
             alone_tokens_per_second: here.tokens_per_second(),
-            predicted_tokens_per_second: predicted,
+            predicted_tokens_per_second: predicted.tokens_per_second,
+            predicted,
             predicted_alone_tokens_per_second: predicted_alone,
             prompt_ms: there.prompt_ms(),
             alone_prompt_ms: here.prompt_ms(),
@@ -181,7 +185,8 @@ fn show(way: &Figures) {
     });
     let trips = way.round_trips_per_layer.map(|trips| format!(", {trips:.2} round trips a layer"));
     println!(
-        "{} by {:?} on {} nodes{}: {}, {:.1} tokens/s (predicted {:.1}), alone {:.1} (predicted {:.1}), prompt {:.0} ms, \
+        "{} by {:?} on {} nodes{}: {}, {:.1} tokens/s (predicted {:.1}: here {:.1} ms, waiting {:.1} ms, \
+         on the way {:.1} ms in {:.0}), alone {:.1} (predicted {:.1}), prompt {:.0} ms, \
          alone {:.0} ms{}, fetched {}",
         way.model,
         way.split,
@@ -190,6 +195,10 @@ fn show(way: &Figures) {
         same(way.identical),
         way.tokens_per_second,
         way.predicted_tokens_per_second,
+        way.predicted.here_ms,
+        way.predicted.elsewhere_ms,
+        way.predicted.round_trips_ms,
+        way.predicted.round_trips,
         way.alone_tokens_per_second,
         way.predicted_alone_tokens_per_second,
         way.prompt_ms,
