@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use accel_models::share::Share;
 use accel_models::usage::{ExpertUsage, LayerUsage};
-use accel_node::shares::plan::{Costs, LayerCosts, Machine, Plan, Split, Way, Wish, plan};
+use accel_node::shares::plan::{AWAKENING, Costs, LAYER, LayerCosts, Machine, Plan, Split, Way, Wish, plan};
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 
@@ -225,8 +225,8 @@ fn stages_cost_a_round_trip_each_and_their_layers() {
     let terms = plan.way().and_then(|way| way.outcome.clone().ok()).expect("it can be done").terms;
     assert!((terms.trips - 2.0).abs() < 1e-9, "{terms:?}");
     // 32 layers of 100 MB and the head's at 10 GB/s, in three parts.
-    assert!((terms.here + terms.elsewhere - 0.33).abs() < 1e-9, "{terms:?}");
-    assert!((terms.round_trips - 0.001).abs() < 1e-4, "{terms:?}");
+    assert!((terms.here + terms.elsewhere - 0.33 - 32.0 * LAYER).abs() < 1e-9, "{terms:?}");
+    assert!((terms.round_trips - 0.001 - 2.0 * AWAKENING).abs() < 1e-4, "{terms:?}");
 }
 
 #[test]
@@ -250,9 +250,9 @@ fn a_prediction_is_the_sum_of_its_terms() {
     let outcome = plan.way().and_then(|way| way.outcome.clone().ok()).expect("it can be done");
     let terms = outcome.terms;
     // 24 round trips of half a millisecond, and 120 MB of layers at 10 GB/s.
-    assert!((terms.round_trips - 0.012).abs() < 0.001, "{terms:?}");
+    assert!((terms.round_trips - 0.012 - 24.0 * AWAKENING).abs() < 0.001, "{terms:?}");
     assert!((terms.trips - 24.0).abs() < 1e-9, "{terms:?}");
-    assert!((terms.here - 0.0121).abs() < 1e-4, "{terms:?}");
+    assert!((terms.here - 0.0121 - 24.0 * LAYER).abs() < 1e-4, "{terms:?}");
     let seconds = terms.here + terms.elsewhere + terms.round_trips;
     assert!((1.0 / outcome.tokens_per_second - seconds).abs() < 1e-12, "{outcome:?}");
     // Two machines with two of the four experts of a token each, or three and one, or four.
