@@ -150,9 +150,10 @@ impl Jobs {
         self.table().values().filter(|job| job.owner == owner && job.log.ended().is_none()).count()
     }
 
-    /// How many of the jobs that this node itself runs are queued, and how many running.
-    pub fn load(&self) -> (u32, u32) {
-        self.table().values().filter(|job| job.peer().is_none()).map(|job| job.log.state()).fold(
+    /// How many of the jobs that this node itself runs are queued, and how many running, `beside` one that is to be placed.
+    pub fn load(&self, beside: Option<JobId>) -> (u32, u32) {
+        let own = |job: &&Arc<Job>| job.peer().is_none() && Some(job.spec.id) != beside;
+        self.table().values().filter(own).map(|job| job.log.state()).fold(
             (0, 0),
             |(queued, running), state| match state {
                 JobState::Queued => (queued + 1, running),

@@ -77,7 +77,12 @@ impl Scheduler {
 
     /// How busy this node is.
     pub fn load(&self) -> Load {
-        let (queued, running) = self.shared.jobs.load();
+        self.load_beside(None)
+    }
+
+    /// How busy it is with other jobs than one that is to be placed.
+    fn load_beside(&self, job: Option<JobId>) -> Load {
+        let (queued, running) = self.shared.jobs.load(job);
         Load { running, queued, capacity: u32::try_from(self.capacity()).unwrap_or(u32::MAX) }
     }
 

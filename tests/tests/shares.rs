@@ -1,6 +1,6 @@
 //! Models over several nodes: the same answers, each node with its own share, whatever happens to the others.
 
-use accel_node::api::{JobBody, MemberView, Split, SpreadView};
+use accel_node::api::{JobBody, MemberView, PlanBody, Split, SpreadView};
 use accel_protocol::{EventRecord, JobEvent, Task};
 use accel_tests::cluster::{Cluster, events, eventually, import, model_file};
 use accel_tests::command::CommandLine;
@@ -123,11 +123,16 @@ async fn a_dense_model_in_a_gguf_file_goes_by_layers_where_it_fits_no_node() -> 
     for _ in 0..3 {
         swarm.start_node_with(&["--config", &config.display().to_string()]).await?;
     }
+    // Who has not heard of the others yet would leave the job to one that has.
+    let first = swarm.nodes[0].api();
+    eventually("the first node knows whom to ask", async || {
+        let plan = first.plan(&swarm.model, &PlanBody::default()).await?;
+        Ok(plan.chosen.is_some_and(|chosen| plan.ways[chosen].split == Split::Stages))
+    })
+    .await?;
     let spread = swarm.ask(&swarm.body(60, 24, 3)).await?;
     ensure!(spread.equals(&alone), "{spread:?} {alone:?}");
-    // Which of them asks the others is theirs to say.
-    let views = futures::future::try_join_all(swarm.nodes.iter().map(|node| node.api().spread())).await?;
-    let view = views.into_iter().flatten().next().context("no model is spread")?;
+    let view = swarm.spread().await?;
     ensure!(!view.stages.is_empty() && view.stages.iter().all(|stage| stage.passes > 0), "{view:?}");
     swarm.stop().await
 }

@@ -75,7 +75,8 @@ async fn best(
             inexact: arithmetic.is_some_and(|wanted| *wanted != accel_pipelines::arithmetic()),
             not_loaded: !scheduler.shared.models.loaded().contains(&spec.model),
             not_held: !held,
-            load: share(scheduler.load()),
+            // Or a job would be one more reason not to run it where it was asked for.
+            load: share(scheduler.load_beside(Some(spec.id))),
             away_ms: 0.0,
         };
         places.push((cost, Place::Here));
