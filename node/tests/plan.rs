@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use accel_models::share::Share;
 use accel_models::usage::{ExpertUsage, LayerUsage};
-use accel_node::shares::plan::{AWAKENING, Costs, LAYER, LayerCosts, Machine, Plan, Split, Way, Wish, plan};
+use accel_node::shares::plan::{AWAKENING, Costs, LAYER, LayerCosts, Machine, Member, Plan, Split, Way, Wish, plan};
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 
@@ -117,6 +117,21 @@ fn hot_experts_get_a_second_place_where_there_is_room() {
     let plan = plan(&mixture().with_usage(&counts), &tight, &wish);
     let way = plan.way().expect("there is a way");
     assert!(way.members[1..].iter().all(|member| member.bytes <= tight[1].memory_bytes));
+}
+
+#[test]
+fn machines_that_share_processors_get_whole_layers_where_asking_is_dear() {
+    let fast = |machine: Machine| Machine { host: 1, cores: 2, bytes_per_second: 1e11, round_trip: 4e-4, ..machine };
+    let near = [fast(own()), fast(machine(1)), fast(machine(2)), fast(machine(3))];
+    let narrow = spread(&near);
+    let way = narrow.way().expect("there is a way");
+    for layer in 0..24 {
+        let held = |member: &&Member| member.share.experts.range((layer, 0)..(layer + 1, 0)).count() == 16;
+        assert_eq!(way.members.iter().filter(held).count(), 1, "layer {layer}");
+    }
+    for member in &way.members[1..] {
+        assert!((6 * 16..=10 * 16).contains(&member.share.experts.len()), "{} experts", member.share.experts.len());
+    }
 }
 
 #[test]

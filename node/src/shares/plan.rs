@@ -108,7 +108,7 @@ pub struct Terms {
     pub here: f64,
     /// Waiting for others to compute, beyond what is computed here meanwhile.
     pub elsewhere: f64,
-    /// The ways there and back.
+    /// The ways there and back, with what it takes to get going again.
     pub round_trips: f64,
     /// How many of those.
     pub trips: f64,

@@ -194,8 +194,8 @@ fn replicate(costs: &Costs, holders: &[&Machine], shares: &mut [Share]) {
     }
 }
 
-/// The machines that get the experts of a layer: those that have them already, and of those with enough left to get of all
-/// layers the ones that are drawn to this one most.
+/// The machines that get the experts of a layer: of those that have enough left to get the ones with most of these on their
+/// disks, and of those the ones that are drawn to this layer most.
 fn chosen(holders: &[&Machine], left: &[f64], number: usize, layer: &LayerCosts, width: usize) -> Vec<usize> {
     let mut of_layer: Vec<usize> = (0..holders.len()).collect();
     if width >= holders.len() {
