@@ -1,8 +1,9 @@
 //! What this node tells the swarm about itself, and how it hears others.
 //!
 //! Adverts go out by gossip, signed by the transport, every few seconds and at once when something changes. A peer that
-//! has just connected is asked directly, so that nobody waits for gossip. The question tells what the asker can do: of two
-//! peers the one that is still starting cannot be asked, but it asks as soon as it has started.
+//! has just connected is asked directly, and whoever is new in gossip is greeted, so that nobody waits. The question
+//! tells what the asker can do: of two peers the one that is still starting cannot be asked, but it asks as soon as it
+//! has started.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use accel_protocol::{Advert, Device, HeldModel, JobRequest, JobResponse, ModelRe
 use futures::StreamExt;
 use libp2p::PeerId;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::peers::unix_ms;
@@ -22,10 +24,15 @@ use crate::store::{RootKind, Store, StoreError};
 use crate::swarm::{REQUEST_TIMEOUT, Swarm, SwarmError};
 
 const INTERVAL: Duration = Duration::from_secs(10);
+/// How soon somebody new hears this node, who may be connected to others only. Newcomers of that time hear it at once.
+const GREETING: Duration = Duration::from_millis(200);
 /// Peers asked at once what they can do.
 const QUESTIONS: usize = 16;
 /// How often a peer that does not answer is asked, once in each interval; it may be a plain IPFS peer.
 const ATTEMPTS: u32 = 3;
+/// The pauses after a question that fails: of two connections that peers open to each other at once, one is closed, and
+/// with it what was asked there. Somebody may wait for the answer, so this is well within an interval.
+const PAUSES: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(1)];
 
 /// An advert that could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +112,7 @@ impl Advertiser {
         let mut asked: HashMap<PeerId, u32> = HashMap::new();
         let mut questions: JoinSet<()> = JoinSet::new();
         let mut timer = tokio::time::interval(INTERVAL);
+        let mut greeting: Option<Instant> = None;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return self.publish().await,
@@ -114,7 +122,15 @@ impl Advertiser {
                 }
                 Ok(()) = work.changed() => self.publish().await?,
                 Ok(()) = models.changed() => self.publish().await?,
-                Some(event) = heard.next() => self.hear(event),
+                () = tokio::time::sleep_until(greeting.unwrap_or_else(Instant::now)), if greeting.is_some() => {
+                    greeting = None;
+                    self.publish().await?;
+                }
+                Some(event) = heard.next() => {
+                    if self.hear(event) {
+                        greeting.get_or_insert_with(|| Instant::now() + GREETING);
+                    }
+                }
                 Some(_) = questions.join_next() => {}
                 Ok(()) = changes.changed() => self.ask_the_silent(1, &mut asked, &mut questions),
             }
@@ -134,14 +150,22 @@ impl Advertiser {
         }
     }
 
-    fn hear(&self, event: GossipsubEvent) {
-        let GossipsubEvent::Message { message } = event else { return };
-        let Some(source) = message.source else { return };
+    /// Takes in what was gossiped. Whether it came from somebody new, who does not know this node either.
+    fn hear(&self, event: GossipsubEvent) -> bool {
+        let message = match event {
+            GossipsubEvent::Message { message } => message,
+            GossipsubEvent::Subscribed { .. } => return true,
+            GossipsubEvent::Unsubscribed { .. } => return false,
+        };
+        let Some(source) = message.source else { return false };
+        let is_known = || self.swarm.peers().get(&source).is_some_and(|peer| peer.advert.is_some());
+        let was_known = is_known();
         match frame::decode::<Advert>(&message.data) {
             Ok(advert) if message.data.len() <= ADVERT_BYTES => self.swarm.peers().hear(source, advert),
             Ok(_) => tracing::debug!(peer = %source, bytes = message.data.len(), "an advert over its size was dropped"),
             Err(error) => tracing::debug!(peer = %source, %error, "an advert that cannot be read was dropped"),
         }
+        !was_known && is_known()
     }
 
     async fn publish(&self) -> Result<(), AdvertError> {
@@ -163,10 +187,17 @@ impl Advertiser {
             Ok(own) => Box::new(own),
             Err(error) => return tracing::debug!(%error, "this node's advert could not be made"),
         };
-        match self.swarm.request(peer, &JobRequest::Capabilities(own), REQUEST_TIMEOUT).await {
-            Ok(JobResponse::Capabilities(advert)) => self.swarm.peers().hear(peer, *advert),
-            Ok(_) => tracing::debug!(%peer, "answered a question for its capabilities with something else"),
-            Err(error) => tracing::debug!(%peer, %error, "does not tell its capabilities; it may be a plain IPFS peer"),
+        let question = JobRequest::Capabilities(own);
+        for pause in PAUSES {
+            match self.swarm.request(peer, &question, REQUEST_TIMEOUT).await {
+                Ok(JobResponse::Capabilities(advert)) => return self.swarm.peers().hear(peer, *advert),
+                Ok(_) => return tracing::debug!(%peer, "answered a question for its capabilities with something else"),
+                Err(error) => tracing::debug!(%peer, %error, "does not tell its capabilities; it may be plain IPFS"),
+            }
+            tokio::time::sleep(pause).await;
+            if !self.swarm.peers().is_connected(&peer) {
+                return;
+            }
         }
     }
 }
