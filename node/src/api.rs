@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use accel_protocol::{ErrorCode, EventRecord, JobError, JobId, JobStatus, ModelRef};
+use accel_protocol::{ErrorCode, EventRecord, JobError, JobId, JobStatus, ModelName, ModelRef};
 use bytes::{Buf, BytesMut};
 use futures::stream::{BoxStream, StreamExt};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
@@ -18,10 +18,11 @@ use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use crate::names::Named;
 pub use body::{
-    AddRequest, Added, Cut, ExpertsView, FilePart, FreedView, HolderView, JobBody, LayerExpertsView, Line, MemberView,
-    ModelParts, ModelView, NodeView, PlanBody, PlanView, PredictionView, Pulled, Split, SpreadView, StageView,
-    TensorPart, Transfer, WayView, default_deadline_ms,
+    AddRequest, Added, Cut, ExpertsView, FilePart, FreedView, HolderView, JobBody, LayerExpertsView, Line, LoadBody,
+    LoadedView, MemberView, ModelParts, ModelView, NodeView, PlanBody, PlanView, PredictionView, Pulled, Split,
+    SpreadView, StageView, TensorPart, Transfer, WayView, default_deadline_ms,
 };
 
 /// Prefix of every path.
@@ -214,6 +215,60 @@ impl Api {
         self.get(&format!("{}?fetch={fetch}", path_of(model))).await
     }
 
+    /// The model that a text names.
+    ///
+    /// # Errors
+    /// As all calls; also where nothing is called so.
+    pub async fn resolve(&self, text: &str) -> Result<ModelRef, ApiError> {
+        self.get(&escaped("/names/", text)).await
+    }
+
+    /// Gives a model a name.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn set_name(&self, name: &ModelName, model: &ModelRef) -> Result<Named, ApiError> {
+        self.call(Method::PUT, &escaped("/names/", name), Some(model)).await
+    }
+
+    /// Takes a name away.
+    ///
+    /// # Errors
+    /// As all calls; also where there is no such name.
+    pub async fn remove_name(&self, name: &ModelName) -> Result<Named, ApiError> {
+        self.call(Method::DELETE, &escaped("/names/", name), None::<&()>).await
+    }
+
+    /// The models in memory.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn loaded(&self) -> Result<Vec<LoadedView>, ApiError> {
+        self.get("/loaded").await
+    }
+
+    /// Brings a model into memory; none where another has taken its room since.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn load(
+        &self,
+        model: &ModelRef,
+        body: LoadBody,
+        progress: impl FnMut(Transfer),
+    ) -> Result<Option<LoadedView>, ApiError> {
+        let response = self.send(Method::POST, &escaped("/loaded/", model), Some(&body)).await?;
+        finish(self.access.address, response, progress).await
+    }
+
+    /// Drops a model from memory.
+    ///
+    /// # Errors
+    /// As all calls; also where it is not there, or at work.
+    pub async fn unload(&self, model: &ModelRef) -> Result<LoadedView, ApiError> {
+        self.call(Method::DELETE, &escaped("/loaded/", model), None::<&()>).await
+    }
+
     /// Unpins a model and frees what no other holds.
     ///
     /// # Errors
@@ -367,8 +422,8 @@ fn path_of(model: &ModelRef) -> String {
     escaped("/models/", model)
 }
 
-fn escaped(place: &str, model: &ModelRef) -> String {
-    format!("{place}{}", utf8_percent_encode(&model.to_string(), IN_A_PATH))
+fn escaped(place: &str, name: impl std::fmt::Display) -> String {
+    format!("{place}{}", utf8_percent_encode(&name.to_string(), IN_A_PATH))
 }
 
 async fn finish<R: DeserializeOwned + Send + 'static>(

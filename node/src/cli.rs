@@ -20,7 +20,7 @@ mod swarm;
 
 use std::path::PathBuf;
 
-use accel_protocol::{ErrorCode, JobError, JobId, ModelRef};
+use accel_protocol::{ErrorCode, JobError, JobId, ModelName};
 use clap::{CommandFactory, Parser, Subcommand};
 use libp2p::Multiaddr;
 
@@ -34,6 +34,7 @@ use crate::swarm::SwarmError;
 
 use daemon::Foreground;
 use interrupts::Interrupts;
+use models::find;
 use output::Output;
 use session::Session;
 
@@ -100,17 +101,42 @@ enum Command {
         #[arg(long = "move")]
         move_source: bool,
     },
-    /// Fetch a model by CID
+    /// Fetch a model
     Pull {
-        /// CID, CID/path or ipfs://CID
-        model: ModelRef,
+        /// CID, CID/path, ipfs://CID, or a name
+        model: String,
+    },
+    /// Give a model a name
+    Tag {
+        /// The name: letters, digits and . _ - / :
+        name: ModelName,
+        /// CID, CID/path, ipfs://CID, or another name of it
+        model: String,
+    },
+    /// Take a name away; the model stays
+    Untag {
+        /// The name
+        name: ModelName,
+    },
+    /// Bring a model into memory, fetched first if need be
+    Load {
+        /// CID, CID/path, ipfs://CID, or a name
+        model: String,
+        /// Seconds that it stays there without a job; 0 keeps it as long as there is room [default: as configured]
+        #[arg(long, value_name = "SECONDS")]
+        keep_alive: Option<u64>,
+    },
+    /// Drop a model from memory
+    Stop {
+        /// CID, CID/path, ipfs://CID, or a name
+        model: String,
     },
     /// List the models that are here
     Ls,
     /// Show the files of a model, and its tensors
     Show {
-        /// CID, CID/path or ipfs://CID
-        model: ModelRef,
+        /// CID, CID/path, ipfs://CID, or a name
+        model: String,
         /// List the tensors: name, shape, type, bytes, and how much of each is here
         #[arg(long)]
         tensors: bool,
@@ -119,14 +145,14 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Show which experts of a mixture were chosen on this node: shares, entropy, pairs, and a heat map
     Experts(experts::ExpertsArgs),
-    /// Let go of a model and free what no other model holds
+    /// Let go of a model with its names and free what no other model holds
     Rm {
-        /// CID
-        model: ModelRef,
+        /// CID, or a name
+        model: String,
     },
     /// Free all blocks that no model holds
     Gc,
-    /// List the jobs of this node
+    /// List the models in memory and the jobs of this node
     Ps,
     /// Cancel a job
     Cancel {
@@ -337,12 +363,16 @@ fn completions(shell: clap_complete::Shell, output: &Output) -> Result<(), CliEr
 async fn with_session(command: Command, api: &Api, output: &Output) -> Result<(), CliError> {
     match command {
         Command::Add { path, chunker, move_source } => models::add(api, &path, chunker, move_source, output).await,
-        Command::Pull { model } => models::pull(api, &model, output).await,
+        Command::Pull { model } => models::pull(api, &find(api, &model).await?, output).await,
+        Command::Tag { name, model } => models::tag(api, &name, &find(api, &model).await?, output).await,
+        Command::Untag { name } => models::untag(api, &name, output).await,
+        Command::Load { model, keep_alive } => models::load(api, &find(api, &model).await?, keep_alive, output).await,
+        Command::Stop { model } => models::stop(api, &find(api, &model).await?, output).await,
         Command::Ls => models::list(api, output).await,
-        Command::Show { model, tensors } => models::show(api, &model, tensors, output).await,
+        Command::Show { model, tensors } => models::show(api, &find(api, &model).await?, tensors, output).await,
         Command::Plan(args) => plan::plan(api, args, output).await,
         Command::Experts(args) => experts::experts(api, args, output).await,
-        Command::Rm { model } => models::remove(api, &model, output).await,
+        Command::Rm { model } => models::remove(api, &find(api, &model).await?, output).await,
         Command::Gc => models::collect(api, output).await,
         Command::Ps => jobs::list(api, output).await,
         Command::Cancel { job } => jobs::cancel(api, job, output).await,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use accel_protocol::{
     Arithmetic, ErrorCode, EventRecord, JobError, JobEvent, JobId, JobRequest, JobResponse, JobSpec, JobState,
-    OutputRequest,
+    OutputRequest, Rejection,
 };
 use libp2p::PeerId;
 
@@ -80,10 +80,11 @@ impl<E: Fn() -> bool> Errand<'_, E> {
     /// Has the peer run `spec` and writes what happens to the job's log. `Ok` means that the log has ended.
     ///
     /// # Errors
-    /// When the peer refuses, fails in a way that another may not, breaks the protocol, or is gone.
-    pub async fn run(self, spec: JobSpec) -> Result<(), JobError> {
+    /// When the peer refuses, and perhaps only for now, fails in a way that another may not, breaks the protocol, or is
+    /// gone.
+    pub async fn run(self, spec: JobSpec) -> Result<(), Rejection> {
         let prior = spec.prior.len();
-        let response = self.submit(spec).await.map_err(|error| lost(&error))?;
+        let response = self.submit(spec).await.map_err(|error| Rejection::from(lost(&error)))?;
         let mut reader = Reader { errand: self, prior, from: 0 };
         match response {
             JobResponse::Accepted { events, .. } if events.last().is_some_and(|last| last.event.is_last()) => {
@@ -92,9 +93,9 @@ impl<E: Fn() -> bool> Errand<'_, E> {
                 }
                 Ok(())
             }
-            JobResponse::Accepted { job, .. } if job == reader.errand.job.spec.id => reader.read().await,
-            JobResponse::Rejected(rejection) => Err(rejection.error),
-            _ => Err(reader.broke_protocol("answered a submission with something else")),
+            JobResponse::Accepted { job, .. } if job == reader.errand.job.spec.id => Ok(reader.read().await?),
+            JobResponse::Rejected(rejection) => Err(rejection),
+            _ => Err(reader.broke_protocol("answered a submission with something else").into()),
         }
     }
 

@@ -41,10 +41,22 @@ pub enum ConfigError {
         /// What stands there.
         found: String,
     },
+    /// A key is too easy to guess, or no text that can be sent.
+    #[error(
+        "{}: expected one line of {KEY_BYTES} to 512 letters, digits and signs; make one with: openssl rand -hex 32",
+        path.display()
+    )]
+    Key {
+        /// The file.
+        path: PathBuf,
+    },
     /// There is no home directory to keep data in.
     #[error("no home directory was found; give --data-dir")]
     NoHome,
 }
+
+/// Bytes of a key at least.
+const KEY_BYTES: usize = 16;
 
 /// A node's configuration, as `node.toml` holds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,7 +70,7 @@ pub struct Config {
     pub store: StoreConfig,
     /// Jobs that this node runs.
     pub jobs: JobsConfig,
-    /// The interface on loopback.
+    /// The interface of programs.
     pub api: ApiConfig,
     /// What is logged.
     pub log: LogConfig,
@@ -111,18 +123,22 @@ pub struct JobsConfig {
     pub memory_bytes: u64,
     /// The longest context that a job may use, where the model allows more; 0 sets no bound.
     pub context_tokens: usize,
+    /// Seconds that a model stays in memory without a job; 0 keeps it until another needs the room.
+    pub keep_alive_seconds: u64,
     /// Seconds that running jobs get to finish when the node stops, before they are handed over.
     pub stop_grace_seconds: u64,
     /// Seconds without progress after which a job is taken from a peer, if another can run it.
     pub stuck_seconds: u64,
 }
 
-/// The interface on loopback.
+/// The interface of programs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApiConfig {
-    /// The address, on loopback only.
+    /// The address. One that is not on loopback needs a key.
     pub listen: SocketAddr,
+    /// A file with the key that programs have to give; none is asked for when empty.
+    pub key_file: PathBuf,
 }
 
 /// What is logged.
@@ -187,6 +203,7 @@ impl Default for JobsConfig {
             threads: 0,
             memory_bytes: 0,
             context_tokens: 0,
+            keep_alive_seconds: 1800,
             stop_grace_seconds: 20,
             stuck_seconds: 120,
         }
@@ -195,7 +212,7 @@ impl Default for JobsConfig {
 
 impl Default for ApiConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 4600)) }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 4600)), key_file: PathBuf::new() }
     }
 }
 
@@ -235,9 +252,12 @@ pub struct Overrides {
     /// Bytes of blocks kept at most
     #[arg(long, env = "ACCEL_QUOTA_BYTES", value_name = "BYTES", global = true)]
     pub quota_bytes: Option<u64>,
-    /// Address of the loopback interface
+    /// Address of the interface of programs; one that is not on loopback needs a key
     #[arg(long, env = "ACCEL_API", value_name = "IP:PORT", global = true)]
     pub api: Option<SocketAddr>,
+    /// File with the key that programs have to give
+    #[arg(long, env = "ACCEL_API_KEY_FILE", value_name = "FILE", global = true)]
+    pub api_key_file: Option<PathBuf>,
     /// Log lines as text or JSON
     #[arg(long, env = "ACCEL_LOG_FORMAT", value_name = "FORMAT", global = true)]
     pub log_format: Option<LogFormat>,
@@ -285,6 +305,7 @@ impl Config {
         set(&mut self.jobs.threads, &overrides.threads);
         set(&mut self.store.quota_bytes, &overrides.quota_bytes);
         set(&mut self.api.listen, &overrides.api);
+        set(&mut self.api.key_file, &overrides.api_key_file);
         set(&mut self.log.format, &overrides.log_format);
         set(&mut self.log.filter, &overrides.log);
         if !overrides.listen.is_empty() {
@@ -297,8 +318,9 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         let wrong = |key, expected, found: String| Err(ConfigError::Value { key, expected, found });
-        if !self.api.listen.ip().is_loopback() {
-            return wrong("api.listen", "an address on loopback", self.api.listen.to_string());
+        if !self.api.listen.ip().is_loopback() && self.api.key_file.as_os_str().is_empty() {
+            let expected = "an address on loopback, or a key in the file that api.key_file names";
+            return wrong("api.listen", expected, self.api.listen.to_string());
         }
         if !(1..=256).contains(&self.jobs.running) {
             return wrong("jobs.running", "1 to 256", self.jobs.running.to_string());
@@ -318,6 +340,26 @@ impl Config {
             }
         }
         Ok(())
+    }
+}
+
+impl ApiConfig {
+    /// The key that programs have to give, where one is asked for. It is read here and kept nowhere else, so that no
+    /// configuration that is shown has it.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds nothing that can be a key.
+    pub fn key(&self) -> Result<Option<String>, ConfigError> {
+        if self.key_file.as_os_str().is_empty() {
+            return Ok(None);
+        }
+        let path = self.key_file.clone();
+        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+        let key = text.trim();
+        if !(KEY_BYTES..=512).contains(&key.len()) || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(ConfigError::Key { path });
+        }
+        Ok(Some(key.to_owned()))
     }
 }
 

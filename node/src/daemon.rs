@@ -3,9 +3,8 @@
 //! `accel-node`, the demo, and a command that finds no daemon all come in here.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,15 +14,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::advert::Advertiser;
 use crate::api::{ACCESS_FILE, Access, Ready};
-use crate::config::{Config, StoreConfig};
+use crate::config::{Config, ConfigError, StoreConfig};
 use crate::http;
 use crate::identity::{self, IdentityError};
+use crate::names::{Names, NamesError};
 use crate::scheduler::{Models, Scheduler};
 use crate::shares::{ExpertHolder, Fetcher, StageHolder};
 use crate::store::{FetchOptions, Store, StoreError, StoreOptions};
 use crate::swarm::{Swarm, SwarmError};
 use crate::usage::Ledger;
-use crate::{hardware, records, serve};
+use crate::{hardware, records, serve, whole_file};
 
 /// A daemon that does not start, or broke down.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +55,12 @@ pub enum DaemonError {
     /// The identity cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The key of the interface cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// What models are called cannot be read.
+    #[error(transparent)]
+    Names(#[from] NamesError),
     /// The swarm does not start.
     #[error(transparent)]
     Swarm(#[from] SwarmError),
@@ -90,6 +96,8 @@ impl Daemon {
         let lock = lock(data_dir)?;
         let keypair = identity::load_or_create(&data_dir.join("identity.key"))?;
         let address = config.api.listen;
+        let programs = config.api.key()?;
+        let names = Names::open(data_dir.join("names.json"))?;
         let listener = TcpListener::bind(address).await.map_err(|source| DaemonError::Api { address, source })?;
         let repository = data_dir.join("ipfs");
         let swarm = Swarm::start(&keypair, &config.swarm, Some(&repository)).await?;
@@ -119,13 +127,21 @@ impl Daemon {
         let access = Access { address: local, token: format!("{:032x}", rand::random::<u128>()) };
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
+        let (idle, stopped) = (scheduler.models().clone(), stop.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = idle.drop_idle() => {}
+                () = stopped.cancelled() => {}
+            }
+        });
         tasks.spawn(watched("adverts", node.clone().run(stop.clone()), stop.clone()));
         let told = records::run(node.store.clone(), swarm.peers().clone(), stop.clone());
         tasks.spawn(watched("provider records", told, stop.clone()));
         tasks.spawn(watched("peers' requests", serve::run(node.clone(), stop.clone()), stop.clone()));
         tasks.spawn(watched("experts for peers", holder.run(stop.clone()), stop.clone()));
         tasks.spawn(watched("layers for peers", stages.run(stop.clone()), stop.clone()));
-        let shared = http::Shared { node, fetch, token: access.token.clone() };
+        let keys = http::Keys { token: access.token.clone(), programs };
+        let shared = http::Shared { node, fetch, keys, names };
         tasks.spawn(watched("the loopback interface", http::run(shared, listener, stop.clone()), stop.clone()));
 
         let access_file = data_dir.join(ACCESS_FILE);
@@ -229,8 +245,5 @@ pub fn open_lock(data_dir: &Path, name: &str) -> Result<(PathBuf, File), DaemonE
 fn write_access(path: &Path, access: &Access) -> Result<(), DaemonError> {
     let at = |source| DaemonError::DataDir { path: path.to_owned(), source };
     let text = serde_json::to_string(access).map_err(|error| at(error.into()))?;
-    let beside = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside).map_err(at)?;
-    file.write_all(text.as_bytes()).map_err(at)?;
-    std::fs::rename(&beside, path).map_err(at)
+    whole_file::replace(path, text.as_bytes(), whole_file::FOR_OWNER).map_err(at)
 }

@@ -1,9 +1,16 @@
-//! The interface on loopback. It only translates: every answer comes from the swarm, the store or the scheduler.
+//! The node's interface: its own, which the command line uses, and that of OpenAI's and Ollama's clients. It only
+//! translates: every answer comes from the swarm, the store or the scheduler.
 
+mod answers;
 mod experts;
+mod guard;
+mod known;
 mod models;
+mod names;
+mod ollama;
 mod openai;
 mod plans;
+mod watch;
 
 use std::sync::Arc;
 
@@ -24,9 +31,13 @@ use tokio_util::sync::CancellationToken;
 use crate::advert::Advertiser;
 use crate::api::{JobBody, Line, NodeView, PREFIX};
 use crate::jobs::{Job, Owner};
+use crate::names::Names;
 use crate::peers::PeerView;
 use crate::store::FetchOptions;
 use crate::swarm::SwarmError;
+
+use guard::Denied;
+pub use guard::Keys;
 
 /// What the handlers work with.
 #[derive(Clone, Debug)]
@@ -35,8 +46,10 @@ pub struct Shared {
     pub node: Advertiser,
     /// How models are fetched.
     pub fetch: FetchOptions,
-    /// The secret that a request must carry.
-    pub token: String,
+    /// What a request must carry.
+    pub keys: Keys,
+    /// What models are called.
+    pub names: Names,
 }
 
 /// Serves until `stop`.
@@ -44,28 +57,32 @@ pub struct Shared {
 /// # Errors
 /// When the listener fails.
 pub async fn run(shared: Shared, listener: TcpListener, stop: CancellationToken) -> std::io::Result<()> {
-    let openai = Router::new()
-        .route("/embeddings", post(openai::embeddings))
-        .layer(from_fn_with_state(shared.clone(), openai::authorise))
-        .layer(DefaultBodyLimit::max(usize::try_from(BLOB_INPUT_BYTES).unwrap_or(usize::MAX)))
-        .with_state(shared.clone());
+    let limit = || DefaultBodyLimit::max(usize::try_from(BLOB_INPUT_BYTES).unwrap_or(usize::MAX));
+    let counted = || from_fn_with_state(shared.clone(), watch::count);
+    let openai = openai::routes().layer(from_fn_with_state(shared.clone(), openai::authorise)).layer(limit());
+    let ollama = ollama::routes().layer(from_fn_with_state(shared.clone(), ollama::authorise)).layer(limit());
+    let watched = watch::routes().layer(from_fn_with_state(shared.clone(), openai::authorise));
+    let programs = Router::new().nest("/v1", openai).nest("/api", ollama).layer(counted()).merge(watched);
     let routes = Router::new()
         .route("/node", get(node))
         .route("/peers", get(peers).post(connect))
         .route("/hardware", get(hardware))
         .route("/models", get(models::list).post(models::add))
         .route("/models/{*model}", get(models::show).post(models::pull).delete(models::remove))
+        .route("/loaded", get(models::in_memory))
+        .route("/loaded/{*model}", post(models::load).delete(models::unload))
         .route("/plans/{*model}", post(plans::plan))
         .route("/spread", get(plans::spread))
         .route("/experts/{*model}", get(experts::experts))
         .route("/gc", post(models::collect))
+        .route("/names", get(names::list))
+        .route("/names/{*name}", get(names::resolve).put(names::set).delete(names::remove))
         .route("/jobs", get(jobs).post(submit))
         .route("/jobs/{id}", get(job).delete(cancel))
         .route("/jobs/{id}/events", get(events))
         .layer(from_fn_with_state(shared.clone(), authorise))
-        .layer(DefaultBodyLimit::max(usize::try_from(BLOB_INPUT_BYTES).unwrap_or(usize::MAX)))
-        .with_state(shared);
-    let router = Router::new().nest(PREFIX, routes).nest("/v1", openai);
+        .layer(limit());
+    let router = Router::new().nest(PREFIX, routes).merge(programs).merge(watch::open_routes()).with_state(shared);
     axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
@@ -109,8 +126,8 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let status = status(self.error.code);
         let mut response = (status, Json(Line::<(), ()>::Error(self.error))).into_response();
-        if let Some(wait) = self.retry_after_ms {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.div_ceil(1000)));
+        if let Some(seconds) = retry_after(status, self.retry_after_ms) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }
@@ -130,24 +147,22 @@ fn status(code: ErrorCode) -> StatusCode {
     }
 }
 
+/// Seconds after which trying again makes sense, where it makes sense at all.
+fn retry_after(status: StatusCode, wait_ms: Option<u64>) -> Option<u64> {
+    /// Where nobody has said how long: a job or two later.
+    const WAIT_MS: u64 = 2_000;
+    let again = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+    again.then(|| wait_ms.unwrap_or(WAIT_MS).div_ceil(1000))
+}
+
 async fn authorise(State(shared): State<Shared>, request: Request, next: Next) -> Response {
-    if is_authorised(&shared, &request) {
-        return next.run(request).await;
+    match guard::own(&shared, request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(Denied { status, message }) => {
+            let error = JobError::new(ErrorCode::InvalidRequest, message);
+            (status, Json(Line::<(), ()>::Error(error))).into_response()
+        }
     }
-    let error = JobError::new(ErrorCode::InvalidRequest, "the bearer token of api.json is missing or wrong");
-    (StatusCode::UNAUTHORIZED, Json(Line::<(), ()>::Error(error))).into_response()
-}
-
-fn is_authorised(shared: &Shared, request: &Request) -> bool {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-    same_secret(given, &shared.token)
-}
-
-/// Compares in a time that does not tell how much of the secret was right.
-fn same_secret(given: &str, secret: &str) -> bool {
-    let (given, secret) = (given.as_bytes(), secret.as_bytes());
-    given.len() == secret.len() && given.iter().zip(secret).fold(0, |different, (a, b)| different | (a ^ b)) == 0
 }
 
 /// An answer of lines of JSON.
@@ -257,4 +272,9 @@ fn follow(job: Arc<Job>, from: u64) -> impl Stream<Item = EventRecord> + Send {
         Some((stream::iter(events), (job, next)))
     })
     .flatten()
+}
+
+/// Now, as clients read it.
+fn unix_seconds() -> u64 {
+    crate::peers::unix_ms() / 1000
 }

@@ -43,6 +43,11 @@ impl Job {
         tokio::time::Instant::from_std(self.accepted + Duration::from_millis(self.spec.deadline_ms))
     }
 
+    /// When it was taken on.
+    pub fn accepted(&self) -> Instant {
+        self.accepted
+    }
+
     /// Notes which peer works on it; none means this node.
     pub fn set_peer(&self, peer: Option<PeerId>) {
         *self.runs_on.lock().unwrap_or_else(PoisonError::into_inner) = peer;

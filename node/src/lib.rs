@@ -16,6 +16,8 @@ mod http;
 mod identity;
 mod jobs;
 mod memory;
+mod metrics;
+mod names;
 pub mod peers;
 mod places;
 pub mod process;
@@ -26,6 +28,7 @@ pub mod shares;
 pub mod store;
 pub mod swarm;
 mod usage;
+mod whole_file;
 
 /// What this program calls itself to peers.
 pub const AGENT: &str = concat!("accel/", env!("CARGO_PKG_VERSION"));

@@ -11,16 +11,17 @@ use std::time::Duration;
 use accel_protocol::limits::{BLOB_INPUT_BYTES, INLINE_INPUT_BYTES};
 use accel_protocol::{Arithmetic, ErrorCode, Input, JobError, JobEvent, JobId, JobSpec, JobState, Load, Rejection};
 use libp2p::PeerId;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::client::{self, Answered, Errand};
 use crate::config::JobsConfig;
 use crate::jobs::{Entered, Job, Jobs, Owner, REMEMBERED};
+use crate::metrics::Metrics;
 use crate::store::{Lent, Store};
 use crate::swarm::Swarm;
 
-pub use models::Models;
+pub use models::{KeepAlive, Models};
 use placement::Place;
 use worker::Assignment;
 
@@ -45,6 +46,9 @@ struct Shared {
     draining: AtomicBool,
     changed: watch::Sender<()>,
     tasks: TaskTracker,
+    metrics: Metrics,
+    /// A job of this node has left its place with a peer.
+    freed: Notify,
 }
 
 impl Scheduler {
@@ -61,6 +65,8 @@ impl Scheduler {
                 draining: AtomicBool::new(false),
                 changed: watch::Sender::default(),
                 tasks: TaskTracker::new(),
+                metrics: Metrics::default(),
+                freed: Notify::new(),
             }),
         }
     }
@@ -73,6 +79,11 @@ impl Scheduler {
     /// The models in memory.
     pub fn models(&self) -> &Models {
         &self.shared.models
+    }
+
+    /// What is measured of the jobs.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
     }
 
     /// How busy this node is.
@@ -94,6 +105,11 @@ impl Scheduler {
     /// Wakes when the load or the models in memory have changed.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.shared.changed.subscribe()
+    }
+
+    /// Says that the load or the models in memory have changed.
+    pub fn tell(&self) {
+        self.shared.changed.send_replace(());
     }
 
     fn capacity(&self) -> usize {
@@ -183,12 +199,26 @@ impl Scheduler {
         let mut answered = Answered::default();
         let mut lent = None;
         let mut last_error = None;
+        let mut full = Full::default();
         while !job.cancel.is_cancelled() {
             let place = match first.take() {
                 Some(first) => Some(first),
-                None => placement::choose(self, &job.spec, &tried, answered.arithmetic()).await,
+                None if full.is_empty() => placement::choose(self, &job.spec, &tried, answered.arithmetic()).await,
+                // Others are known, or those that were full are asked again.
+                None => placement::best(self, &job.spec, &tried, answered.arithmetic()).await,
             };
-            let Some(place) = place else { break };
+            let Some(place) = place else {
+                if full.is_empty() {
+                    break;
+                }
+                tokio::select! {
+                    () = self.shared.freed.notified() => {}
+                    () = tokio::time::sleep(full.wait()) => {}
+                }
+                tried.retain(|place| !full.places.contains(place));
+                full.places.clear();
+                continue;
+            };
             tried.push(place);
             let spec = answered.rest_of(&job.spec);
             let begun_with = answered.arithmetic().cloned();
@@ -212,9 +242,21 @@ impl Scheduler {
                         stuck: Duration::from_secs(self.shared.config.stuck_seconds),
                         elsewhere: || placement::elsewhere(self, &tried, begun_with.as_ref()),
                     };
-                    match self.portable(spec, &mut lent).await {
+                    let ran = match self.portable(spec, &mut lent).await {
                         Ok(spec) => errand.run(spec).await,
-                        Err(error) => Err(error),
+                        Err(error) => Err(error.into()),
+                    };
+                    match ran {
+                        Err(Rejection { retry_after_ms: Some(wait_ms), error }) => {
+                            tracing::debug!(job = %job.spec.id, %peer, %error, "a peer has no place for a job now");
+                            full.add(place, wait_ms);
+                            last_error = Some(error);
+                            continue;
+                        }
+                        ran => {
+                            self.shared.freed.notify_one();
+                            ran.map_err(|rejection| rejection.error)
+                        }
                     }
                 }
             };
@@ -331,6 +373,39 @@ impl Scheduler {
     }
 }
 
+/// Places that have no room for a job now, and will have some later.
+#[derive(Debug, Default)]
+struct Full {
+    places: Vec<Place>,
+    /// The shortest time after which one of them said that asking again makes sense.
+    wait: Option<Duration>,
+    /// How often all were full.
+    times: u32,
+}
+
+/// A place that is full is asked again after this time at the latest.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
+
+impl Full {
+    fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    fn add(&mut self, place: Place, wait_ms: u64) {
+        self.places.push(place);
+        let wait = Duration::from_millis(wait_ms);
+        self.wait = Some(self.wait.map_or(wait, |shortest| shortest.min(wait)));
+    }
+
+    /// How long to wait, unless a place becomes free before: longer each time, so that many who wait do not keep those
+    /// busy who are to have time for them.
+    fn wait(&mut self) -> Duration {
+        let wait = self.wait.take().unwrap_or(ASK_AGAIN) * 2_u32.saturating_pow(self.times.min(5));
+        self.times += 1;
+        wait.clamp(Duration::from_millis(100), ASK_AGAIN)
+    }
+}
+
 /// An answer that another peer began and this node goes on with.
 #[derive(Clone, Debug)]
 pub struct Continued {
@@ -357,6 +432,7 @@ async fn finish(scheduler: Scheduler, job: Arc<Job>, way: impl Future<Output = (
     if let Some(peer) = job.peer().filter(|_| job.log.state() != JobState::Done) {
         client::release(&scheduler.shared.swarm, peer, job.spec.id).await;
     }
+    scheduler.shared.metrics.ended(&job);
     scheduler.shared.changed.send_replace(());
 }
 

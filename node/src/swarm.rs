@@ -1,7 +1,8 @@
 //! The one swarm of a node: the libp2p swarm that rust-ipfs owns carries blocks, adverts and jobs.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use accel_ipfs::{GossipsubEvent, PeerEvent, RequestResponseConfig, Settings};
@@ -16,6 +17,7 @@ use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use rust_ipfs::Ipfs;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::config::SwarmConfig;
@@ -34,6 +36,8 @@ const LEAST_PATIENCE: Duration = Duration::from_millis(500);
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time that more providers get once there is one.
 const MORE_PROVIDERS: Duration = Duration::from_millis(300);
+/// Peers whose places for requests are remembered while none is in use.
+const ASKED: usize = 1024;
 /// Providers of one model that are asked.
 const PROVIDERS: usize = 16;
 
@@ -105,6 +109,8 @@ fn ipfs(doing: &'static str) -> impl FnOnce(rust_ipfs::Error) -> SwarmError {
 pub struct Swarm {
     ipfs: Ipfs,
     peers: Peers,
+    /// Requests that each peer may still be asked at the same time.
+    asking: Arc<Mutex<HashMap<PeerId, Arc<Semaphore>>>>,
 }
 
 impl Swarm {
@@ -139,7 +145,7 @@ impl Swarm {
         let node = accel_ipfs::start(keypair.clone(), settings, on_event)
             .await
             .map_err(|message| SwarmError::Ipfs { doing: "start the swarm", message })?;
-        let swarm = Self { ipfs: node, peers };
+        let swarm = Self { ipfs: node, peers, asking: Arc::default() };
         swarm.check_listeners(config).await?;
         // A small swarm has no strangers to measure reachability; a node that listens serves the DHT.
         swarm.ipfs.dht_mode(rust_ipfs::DhtMode::Server).await.map_err(ipfs("serve the DHT"))?;
@@ -269,13 +275,26 @@ impl Swarm {
         within: Duration,
     ) -> Result<JobResponse, SwarmError> {
         let bytes = frame::encode(request).map_err(|source| SwarmError::Frame { peer, source })?;
+        let places = self.asking(peer);
         let ask = async {
+            // More than a peer takes would be refused by libp2p; they wait here instead. Half, since a place that was
+            // given back here is given back there a little later.
+            let _place = places.acquire().await;
             self.connect(peer).await?;
             let send = self.ipfs.send_request(peer, (StreamProtocol::new(JOBS_PROTOCOL), bytes));
             send.await.map_err(|error| SwarmError::Unreachable { peer, message: format!("{error:#}") })
         };
         let answer = tokio::time::timeout(within, ask).await.map_err(|_| SwarmError::Silent { peer, within })??;
         frame::decode(&answer).map_err(|source| SwarmError::Frame { peer, source })
+    }
+
+    fn asking(&self, peer: PeerId) -> Arc<Semaphore> {
+        // Entries are whole at any time.
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        if asking.len() >= ASKED {
+            asking.retain(|_, places| Arc::strong_count(places) > 1);
+        }
+        asking.entry(peer).or_insert_with(|| Arc::new(Semaphore::new(STREAMS_PER_PEER / 2))).clone()
     }
 
     /// Opens the stream of a job's events `within` that time.

@@ -23,4 +23,6 @@ mod tokenizer;
 mod transcript;
 
 pub use error::PipelineError;
-pub use pipeline::{Cost, Elsewhere, LoadOptions, Pipeline, StepPlan, arithmetic, load, load_parts, open, tasks};
+pub use pipeline::{
+    Cost, Elsewhere, LoadOptions, Pipeline, StepPlan, Summary, arithmetic, load, load_parts, open, summary, tasks,
+};

@@ -3,6 +3,7 @@
 //! Who steps when, and how many tokens each job may have, is the caller's plan; a pipeline only does as planned. It is
 //! owned by one thread.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -126,6 +127,36 @@ pub fn load(files: Arc<dyn ModelFiles>, options: &LoadOptions) -> Result<Box<dyn
 pub fn open(files: Arc<dyn ModelFiles>, threads: usize) -> Result<Parts, PipelineError> {
     let engine = Engine::cpu(threads).map_err(PipelineError::Engine)?;
     Ok(Parts::open(files, engine)?)
+}
+
+/// What a model is, as people want to know it before they ask it.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Its class, or its architecture in a GGUF file.
+    pub class: &'static str,
+    /// What it can be asked.
+    pub tasks: &'static [Task],
+    /// Numbers in its weights.
+    pub parameters: u64,
+    /// How most of them are stored.
+    pub dtype: &'static str,
+}
+
+/// Says what a model is.
+///
+/// # Errors
+///
+/// When the files hold no model that is supported.
+pub fn summary(files: Arc<dyn ModelFiles>) -> Result<Summary, PipelineError> {
+    let parts = open(files, 1)?;
+    let described = parts.description();
+    let mut of_type: BTreeMap<&'static str, u64> = BTreeMap::new();
+    for tensor in parts.index().iter() {
+        *of_type.entry(tensor.dtype.name()).or_default() += tensor.dims.iter().map(|&dim| dim as u64).product::<u64>();
+    }
+    let dtype = of_type.iter().max_by_key(|(_, numbers)| **numbers).map_or("", |(name, _)| *name);
+    let tasks = tasks(&described.spec, described.head);
+    Ok(Summary { class: described.class, tasks, parameters: of_type.values().sum(), dtype })
 }
 
 /// Loads a model of which some parts may be elsewhere.

@@ -13,6 +13,7 @@ pub mod job;
 pub mod limits;
 pub mod message;
 pub mod model;
+pub mod name;
 pub mod result;
 pub mod share;
 pub mod stage;
@@ -26,6 +27,7 @@ pub use job::{
 };
 pub use message::{JobRequest, JobResponse, OutputRequest, Rejection};
 pub use model::ModelRef;
+pub use name::ModelName;
 pub use result::TaskResult;
 pub use share::{
     ExpertAsk, ExpertRequest, Floats, LayerExperts, Offer, OfferRequest, ShareAnswer, ShareReply, ShareRequest,

@@ -16,6 +16,8 @@ pub const ADVERT_MODELS: usize = 24;
 pub const ADVERT_ADDRESSES: usize = 8;
 /// Path of a model below its root.
 pub const MODEL_PATH_BYTES: usize = 512;
+/// A model's name.
+pub const MODEL_NAME_BYTES: usize = 128;
 /// Words of an error.
 pub const ERROR_TEXT_BYTES: usize = 2 << 10;
 /// Tokens of one answer: the longest contexts in use.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 pub use crate::shares::Split;
 
 use accel_models::usage::ExpertPair;
-use accel_protocol::{Generation, Input, JobError, JobId, ModelRef, Task, TaskOptions};
+use accel_protocol::{Generation, Input, JobError, JobId, ModelName, ModelRef, Task, TaskOptions};
 use serde::{Deserialize, Serialize};
 
 /// One line of a long answer.
@@ -112,8 +112,10 @@ pub struct Pulled {
 pub struct ModelView {
     /// The root.
     pub cid: String,
-    /// What it is called here.
+    /// What its file or directory was called.
     pub name: String,
+    /// What it is called here.
+    pub names: Vec<ModelName>,
     /// What it is.
     pub kind: String,
     /// Bytes of its files.
@@ -163,6 +165,31 @@ pub struct TensorPart {
     pub bytes: u64,
     /// Of those, bytes that are here.
     pub here_bytes: u64,
+}
+
+/// A model in memory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LoadedView {
+    /// The model.
+    pub model: ModelRef,
+    /// What it is called here.
+    pub names: Vec<ModelName>,
+    /// Bytes of it in memory.
+    pub bytes: u64,
+    /// Milliseconds since its last job came or went.
+    pub idle_ms: u64,
+    /// Whether a job is at work on it.
+    pub busy: bool,
+    /// Milliseconds that it stays if no job comes; none where it stays, as long as there is room.
+    pub stays_ms: Option<u64>,
+}
+
+/// How long a model is to stay in memory.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoadBody {
+    /// Seconds without a job; 0 for as long as there is room, and as the configuration says where nothing is said.
+    pub keep_alive_seconds: Option<u64>,
 }
 
 /// What was freed.

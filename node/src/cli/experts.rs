@@ -1,10 +1,10 @@
 //! Which experts of a mixture were chosen: tables, and a heat map with a row for each layer.
 
 use accel_models::usage::PAIRED_EXPERTS_MAX;
-use accel_protocol::ModelRef;
 use console::Term;
 
 use super::CliError;
+use super::models::find;
 use super::output::{Output, table};
 use crate::api::{Api, ExpertsView, LayerExpertsView};
 
@@ -43,15 +43,15 @@ const HOTTEST: Heat = heat(f64::INFINITY, "4 and more", '#', 196);
 /// What can be asked of experts.
 #[derive(Debug, clap::Args)]
 pub(super) struct ExpertsArgs {
-    /// CID, CID/path or ipfs://CID
-    model: ModelRef,
+    /// CID, CID/path, ipfs://CID, or a name
+    model: String,
     /// Only this layer, with all its experts
     #[arg(long)]
     layer: Option<usize>,
 }
 
 pub(super) async fn experts(api: &Api, args: ExpertsArgs, output: &Output) -> Result<(), CliError> {
-    let mut view = api.experts(&args.model).await?;
+    let mut view = api.experts(&find(api, &args.model).await?).await?;
     let one = args.layer.filter(|_| !view.layers.is_empty());
     if let Some(wanted) = one {
         let known: Vec<String> = view.layers.iter().map(|layer| layer.layer.to_string()).collect();

@@ -3,14 +3,15 @@
 use std::io::IsTerminal;
 use std::path::Path;
 
-use accel_protocol::{Generation, Input, JobId, Message, ModelRef, Role, Task, TaskOptions};
+use accel_protocol::{ErrorCode, Generation, Input, JobId, JobStatus, Message, ModelRef, Role, Task, TaskOptions};
 use rustyline::error::ReadlineError;
+use serde::Serialize;
 
 use super::answer::ask;
 use super::interrupts::Interrupts;
 use super::output::{Output, table};
 use super::{CliError, models};
-use crate::api::{Api, Cut, JobBody, default_deadline_ms};
+use crate::api::{Api, ApiError, Cut, JobBody, LoadedView, default_deadline_ms};
 
 /// How to choose tokens.
 #[derive(Clone, Debug, clap::Args)]
@@ -80,22 +81,23 @@ pub(super) fn body(model: ModelRef, input: Input, args: &GenerationArgs) -> JobB
     }
 }
 
-/// The model that a person names: by CID, or by a path, which is imported.
+/// The model that a person names: by CID, by name, or by a path, which is imported.
 pub(super) async fn find_model(api: &Api, text: &str, output: &Output) -> Result<ModelRef, CliError> {
-    let named: Result<ModelRef, _> = text.parse();
-    match named {
-        Ok(model) => Ok(model),
-        Err(_) if Path::new(text).exists() => {
-            let added = models::import(api, Path::new(text), Cut::Tensor, false, output).await?;
-            models::parse(&added.cid)
+    if text.parse::<ModelRef>().is_err() && Path::new(text).exists() {
+        let added = models::import(api, Path::new(text), Cut::Tensor, false, output).await?;
+        return models::parse(&added.cid);
+    }
+    match models::find(api, text).await {
+        Err(CliError::Api(ApiError::Refused(error))) if error.code == ErrorCode::ModelNotFound => {
+            Err(CliError::NoSuchModel(format!("{text:?} is no file here, and {}", error.message)))
         }
-        Err(error) => Err(CliError::NoSuchModel(format!("{text:?} is no file here, and {error}"))),
+        found => found,
     }
 }
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ChatArgs {
-    /// CID, CID/path, ipfs://CID, or a file or directory, which is imported first
+    /// CID, CID/path, ipfs://CID, a name, or a file or directory, which is imported first
     model: String,
     /// Instructions that stand above the conversation
     #[arg(long)]
@@ -170,10 +172,11 @@ pub(super) async fn off_the_runtime<T: Send + 'static>(
 }
 
 pub(super) async fn list(api: &Api, output: &Output) -> Result<(), CliError> {
-    let jobs = api.jobs().await?;
-    output.value(&jobs, |jobs| {
+    let now = Now { models: api.loaded().await?, jobs: api.jobs().await? };
+    output.value(&now, |Now { models, jobs }| {
+        let models = models::in_memory(models);
         if jobs.is_empty() {
-            return "no jobs".to_owned();
+            return format!("{models}\n\nno jobs");
         }
         let rows = jobs.iter().map(|job| {
             vec![
@@ -185,8 +188,15 @@ pub(super) async fn list(api: &Api, output: &Output) -> Result<(), CliError> {
                 job.model.to_string(),
             ]
         });
-        table(&["JOB", "STATE", "TOKENS", "AGE", "PEER", "MODEL"], rows)
+        format!("{models}\n\n{}", table(&["JOB", "STATE", "TOKENS", "AGE", "PEER", "MODEL"], rows))
     })
+}
+
+/// What a node is at.
+#[derive(Debug, Serialize)]
+struct Now {
+    models: Vec<LoadedView>,
+    jobs: Vec<JobStatus>,
 }
 
 pub(super) async fn cancel(api: &Api, job: JobId, output: &Output) -> Result<(), CliError> {

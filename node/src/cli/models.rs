@@ -2,11 +2,20 @@
 
 use std::path::Path;
 
-use accel_protocol::{ErrorCode, JobError, ModelRef};
+use accel_protocol::{ErrorCode, JobError, ModelName, ModelRef};
 
 use super::CliError;
 use super::output::{Output, bytes, table};
-use crate::api::{AddRequest, Added, Api, ApiError, Cut, ModelParts};
+use crate::api::{AddRequest, Added, Api, ApiError, Cut, LoadBody, LoadedView, ModelParts};
+
+/// The model that a person names.
+pub(super) async fn find(api: &Api, text: &str) -> Result<ModelRef, CliError> {
+    // A CID needs nobody who knows it.
+    match text.parse() {
+        Ok(model) => Ok(model),
+        Err(_) => Ok(api.resolve(text).await?),
+    }
+}
 
 pub(super) fn parse(model: &str) -> Result<ModelRef, CliError> {
     model.parse().map_err(|error| CliError::Usage(format!("{error}")))
@@ -76,10 +85,65 @@ pub(super) async fn list(api: &Api, output: &Output) -> Result<(), CliError> {
                 (true, true) => "in memory",
                 (true, false) => "on disk",
             };
-            vec![model.cid.clone(), model.name.clone(), model.kind.clone(), bytes(model.bytes), state.to_owned()]
+            let names = if model.names.is_empty() { model.name.clone() } else { listed(&model.names) };
+            vec![names, model.cid.clone(), model.kind.clone(), bytes(model.bytes), state.to_owned()]
         });
-        table(&["CID", "NAME", "KIND", "SIZE", "STATE"], rows)
+        table(&["NAME", "CID", "KIND", "SIZE", "STATE"], rows)
     })
+}
+
+fn listed(names: &[ModelName]) -> String {
+    names.iter().map(ModelName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+pub(super) async fn tag(api: &Api, name: &ModelName, model: &ModelRef, output: &Output) -> Result<(), CliError> {
+    let named = api.set_name(name, model).await?;
+    output.value(&named, |named| format!("{} is {}", named.name, named.model))
+}
+
+pub(super) async fn untag(api: &Api, name: &ModelName, output: &Output) -> Result<(), CliError> {
+    let named = api.remove_name(name).await?;
+    output.value(&named, |named| format!("{} was {}", named.name, named.model))
+}
+
+pub(super) async fn load(
+    api: &Api,
+    model: &ModelRef,
+    keep_alive_seconds: Option<u64>,
+    output: &Output,
+) -> Result<(), CliError> {
+    let bar = output.bytes_bar("fetching");
+    let body = LoadBody { keep_alive_seconds };
+    let loaded = api.load(model, body, |now| bar.show(now.done_bytes, now.total_bytes)).await?;
+    drop(bar);
+    output.value(&loaded, |loaded| match loaded {
+        Some(loaded) => format!("{} takes {} of memory", loaded.model, bytes(loaded.bytes)),
+        None => format!("{model} was loaded, and another model has taken its room"),
+    })
+}
+
+pub(super) async fn stop(api: &Api, model: &ModelRef, output: &Output) -> Result<(), CliError> {
+    let stopped = api.unload(model).await?;
+    output.value(&stopped, |stopped| format!("{} gave back {} of memory", stopped.model, bytes(stopped.bytes)))
+}
+
+/// The models in memory, as a table.
+pub(super) fn in_memory(loaded: &[LoadedView]) -> String {
+    if loaded.is_empty() {
+        return "no models in memory".to_owned();
+    }
+    let seconds = |ms: u64| format!("{:.0} s", ms as f64 / 1e3);
+    let rows = loaded.iter().map(|loaded| {
+        let called = if loaded.names.is_empty() { loaded.model.to_string() } else { listed(&loaded.names) };
+        let (used, stays) = match (loaded.busy, loaded.stays_ms) {
+            (true, _) => ("now".to_owned(), "while in use".to_owned()),
+            (false, stays) => {
+                (format!("{} ago", seconds(loaded.idle_ms)), stays.map_or("for ever".to_owned(), seconds))
+            }
+        };
+        vec![called, bytes(loaded.bytes), used, stays]
+    });
+    table(&["MODEL", "MEMORY", "LAST USE", "STAYS"], rows)
 }
 
 pub(super) async fn show(api: &Api, model: &ModelRef, tensors: bool, output: &Output) -> Result<(), CliError> {

@@ -1,16 +1,15 @@
 //! How a model would run, and on which machines.
 
-use accel_protocol::ModelRef;
-
 use super::CliError;
+use super::models::find;
 use super::output::{Output, bytes, table};
 use crate::api::{Api, MemberView, PlanBody, PlanView, Split, WayView};
 
 /// What can be asked of a plan.
 #[derive(Debug, clap::Args)]
 pub(super) struct PlanArgs {
-    /// CID or ipfs://CID
-    model: ModelRef,
+    /// CID, ipfs://CID, or a name
+    model: String,
     /// Only this way to run it
     #[arg(long, value_enum, default_value = "auto")]
     split: Split,
@@ -28,7 +27,7 @@ pub(super) struct PlanArgs {
 pub(super) async fn plan(api: &Api, args: PlanArgs, output: &Output) -> Result<(), CliError> {
     let PlanArgs { model, split, peer, experts_elsewhere, keep } = args;
     let body = PlanBody { split, peers: peer, experts_elsewhere, keep };
-    let plan = api.plan(&model, &body).await?;
+    let plan = api.plan(&find(api, &model).await?, &body).await?;
     output.value(&plan, text)
 }
 

@@ -40,7 +40,7 @@ struct PaintingArgs {
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct RunArgs {
-    /// CID, CID/path, ipfs://CID, or a file or directory, which is imported first
+    /// CID, CID/path, ipfs://CID, a name, or a file or directory, which is imported first
     model: String,
     /// What to answer, or a file: of a picture, of a sound, or of numbers with commas between them, a line for each
     /// time; standard input when missing or "-"

@@ -1,6 +1,6 @@
 //! Models on the loopback interface.
 
-use accel_protocol::{ErrorCode, JobError, ModelRef};
+use accel_protocol::{ErrorCode, JobError, JobEvent, ModelRef};
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
@@ -11,9 +11,11 @@ use tokio::sync::mpsc;
 
 use super::{Refusal, Shared, lines};
 use crate::api::{
-    AddRequest, Added, Cut, FilePart, FreedView, Line, ModelParts, ModelView, Pulled, TensorPart, Transfer,
+    AddRequest, Added, Cut, FilePart, FreedView, Line, LoadBody, LoadedView, ModelParts, ModelView, Pulled, TensorPart,
+    Transfer,
 };
-use crate::store::{AddOptions, Chunker, FetchOptions, Freed, StoreError};
+use crate::scheduler::KeepAlive;
+use crate::store::{AddOptions, Chunker, FetchOptions, Freed};
 
 /// Progress that waits to be sent; what comes while it is full is left out.
 const PROGRESS: usize = 16;
@@ -23,6 +25,7 @@ pub(super) async fn list(State(shared): State<Shared>) -> Result<Json<Vec<ModelV
     let listed = shared.node.store.list().await?;
     let view = listed.into_iter().map(|listed| ModelView {
         loaded: loaded.iter().any(|model| model.cid == listed.root.cid),
+        names: shared.names.of(&ModelRef::from(listed.root.cid)),
         cid: listed.root.cid.to_string(),
         name: listed.root.name,
         kind: listed.root.kind.to_string(),
@@ -101,6 +104,11 @@ pub(super) async fn add(State(shared): State<Shared>, Json(request): Json<AddReq
 
 pub(super) async fn pull(State(shared): State<Shared>, Path(model): Path<String>) -> Result<Response, Refusal> {
     let model = parse(&model)?;
+    Ok(lines(pulled(shared, model)))
+}
+
+/// Fetches a model: how far it is, as it comes, then what it took.
+pub(super) fn pulled(shared: Shared, model: ModelRef) -> impl Stream<Item = Line<Transfer, Pulled>> + Send {
     let (progress, heard) = mpsc::channel(PROGRESS);
     let work = async move {
         let providers = shared.node.swarm.providers(&model).await;
@@ -121,7 +129,7 @@ pub(super) async fn pull(State(shared): State<Shared>, Path(model): Path<String>
             seconds: fetched.seconds,
         })
     };
-    Ok(lines(progress_then_result(heard, work)))
+    progress_then_result(heard, work)
 }
 
 pub(super) async fn remove(
@@ -133,7 +141,73 @@ pub(super) async fn remove(
         let words = format!("{model}: a part cannot be removed; name the whole, {}", model.cid);
         return Err(JobError::new(ErrorCode::InvalidRequest, words).into());
     }
-    Ok(Json(view(shared.node.store.remove(&model.cid).await?)))
+    let freed = shared.node.store.remove(&model.cid).await?;
+    // Names of what is no longer here would lead nowhere.
+    for name in shared.names.of(&model) {
+        super::names::taken_away(&shared, name).await?;
+    }
+    Ok(Json(view(freed)))
+}
+
+pub(super) async fn in_memory(State(shared): State<Shared>) -> Json<Vec<LoadedView>> {
+    let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let loaded = shared.node.scheduler.models().in_memory().into_iter().map(|loaded| LoadedView {
+        names: shared.names.of(&loaded.model),
+        model: loaded.model,
+        bytes: loaded.bytes,
+        idle_ms: ms(loaded.idle),
+        busy: loaded.busy,
+        stays_ms: loaded.stays.map(ms),
+    });
+    Json(loaded.collect())
+}
+
+/// Fetches a model if need be, and brings it into memory.
+pub(super) async fn load(
+    State(shared): State<Shared>,
+    Path(model): Path<String>,
+    Json(LoadBody { keep_alive_seconds }): Json<LoadBody>,
+) -> Result<Response, Refusal> {
+    let model = parse(&model)?;
+    if !shared.node.scheduler.serves() {
+        let words = "this node runs no models (jobs.serve), so it loads none";
+        return Err(JobError::new(ErrorCode::NoWorker, words).into());
+    }
+    let (progress, heard) = mpsc::channel(PROGRESS);
+    let work = async move {
+        let models = shared.node.scheduler.models();
+        let report = |event| {
+            if let JobEvent::Fetching { done_bytes, total_bytes, peers } = event {
+                let peers = usize::try_from(peers).unwrap_or(usize::MAX);
+                // A reader that lags behind misses a step, not the result.
+                let _lagging = progress.try_send(Transfer { done_bytes, total_bytes, peers });
+            }
+        };
+        drop(models.worker(&model, report).await?);
+        if let Some(seconds) = keep_alive_seconds {
+            models.keep(&model, KeepAlive::seconds(seconds));
+        }
+        shared.node.scheduler.tell();
+        Ok(in_memory(State(shared.clone())).await.0.into_iter().find(|loaded| loaded.model == model))
+    };
+    Ok(lines(progress_then_result(heard, work)))
+}
+
+/// Drops a model from memory, unless a job is at work on it.
+pub(super) async fn unload(
+    State(shared): State<Shared>,
+    Path(model): Path<String>,
+) -> Result<Json<LoadedView>, Refusal> {
+    let model = parse(&model)?;
+    let found = in_memory(State(shared.clone())).await.0.into_iter().find(|loaded| loaded.model == model);
+    let absent = || JobError::new(ErrorCode::ModelNotFound, format!("{model} is not in memory"));
+    let found = found.ok_or_else(absent)?;
+    if !shared.node.scheduler.models().unload(&model) {
+        let words = format!("a job is at work on {model}; cancel it first, see accel-cli ps");
+        return Err(JobError::new(ErrorCode::OutOfResources, words).into());
+    }
+    shared.node.scheduler.tell();
+    Ok(Json(found))
 }
 
 pub(super) async fn collect(State(shared): State<Shared>) -> Result<Json<FreedView>, Refusal> {
@@ -155,7 +229,7 @@ fn path_of(model: &ModelRef) -> Option<&str> {
 /// The progress of `work` as it comes, then how it ended. Dropping the stream drops the work.
 fn progress_then_result<R: Send + 'static>(
     heard: mpsc::Receiver<Transfer>,
-    work: impl Future<Output = Result<R, StoreError>> + Send + 'static,
+    work: impl Future<Output = Result<R, JobError>> + Send + 'static,
 ) -> impl Stream<Item = Line<Transfer, R>> + Send {
     stream::unfold(Some((heard, Box::pin(work))), |state| async move {
         let (mut heard, mut work) = state?;
@@ -163,7 +237,7 @@ fn progress_then_result<R: Send + 'static>(
             biased;
             Some(transfer) = heard.recv() => Some((Line::Progress(transfer), Some((heard, work)))),
             result = &mut work => {
-                let last = result.map_or_else(|error| Line::Error(JobError::from(error)), Line::Result);
+                let last = result.map_or_else(Line::Error, Line::Result);
                 Some((last, None))
             }
         }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use accel_protocol::limits::EVENTS_KEPT_BYTES;
-use accel_protocol::{EventRecord, JobEvent, JobState};
+use accel_protocol::{EventRecord, FinishReason, JobEvent, JobState, Usage};
 use tokio::sync::watch;
 
 /// Bytes that an event without text counts for.
@@ -32,8 +32,10 @@ struct Events {
     next: u64,
     bytes: usize,
     tokens: u32,
+    first_token: Option<Instant>,
     state: JobState,
     ended: Option<Instant>,
+    done: Option<(FinishReason, Usage)>,
 }
 
 impl EventLog {
@@ -44,8 +46,10 @@ impl EventLog {
             next: 0,
             bytes: 0,
             tokens: prior_tokens,
+            first_token: None,
             state: JobState::Queued,
             ended: None,
+            done: None,
         };
         Self { events: Mutex::new(events), grown: watch::Sender::new(0) }
     }
@@ -73,8 +77,12 @@ impl EventLog {
             JobEvent::Token { index, .. } => {
                 events.state = JobState::Running;
                 events.tokens = index + 1;
+                events.first_token.get_or_insert_with(Instant::now);
             }
-            JobEvent::Done { .. } => events.state = JobState::Done,
+            JobEvent::Done { reason, usage, .. } => {
+                events.state = JobState::Done;
+                events.done = Some((*reason, *usage));
+            }
             JobEvent::Failed { .. } => events.state = JobState::Failed,
             JobEvent::Cancelled => events.state = JobState::Cancelled,
         }
@@ -150,6 +158,16 @@ impl EventLog {
     /// Tokens of the answer so far.
     pub fn tokens(&self) -> u32 {
         self.events().tokens
+    }
+
+    /// When the first token came.
+    pub fn first_token(&self) -> Option<Instant> {
+        self.events().first_token
+    }
+
+    /// Why the answer ended and what it took, once it is done.
+    pub fn done(&self) -> Option<(FinishReason, Usage)> {
+        self.events().done
     }
 
     /// When the job ended.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use accel_pipelines::{LoadOptions, Pipeline};
 use accel_protocol::{ErrorCode, JobError, JobEvent, ModelRef};
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{Notify, OnceCell, watch};
 
 use super::worker::Worker;
 use crate::config::JobsConfig;
@@ -16,6 +16,62 @@ use crate::shares::{Coordinator, Fetcher, Known, Plan, Split};
 use crate::store::{BlockFiles, FetchOptions, FetchProgress, RootKind, Store, StoreError};
 use crate::swarm::Swarm;
 use crate::usage::Ledger;
+
+/// How long a model stays in memory without a job; when memory is short it goes earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepAlive {
+    /// So long.
+    For(Duration),
+    /// As long as there is room.
+    ForEver,
+}
+
+impl KeepAlive {
+    /// So many seconds; for ever where it is none, as the configuration has it.
+    pub fn seconds(seconds: u64) -> Self {
+        if seconds == 0 { Self::ForEver } else { Self::For(Duration::from_secs(seconds)) }
+    }
+}
+
+/// A model in memory.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// Which.
+    pub model: ModelRef,
+    /// Bytes of it in memory.
+    pub bytes: u64,
+    /// How long ago its last job came or went.
+    pub idle: Duration,
+    /// Whether a job is at work on it.
+    pub busy: bool,
+    /// How long from now it stays if no job comes; none where it stays.
+    pub stays: Option<Duration>,
+}
+
+/// A worker that a job is at work on. The time that its model stays in memory begins when the job has gone.
+#[derive(Debug)]
+pub struct InUse {
+    models: Models,
+    model: ModelRef,
+    worker: Arc<Worker>,
+}
+
+impl std::ops::Deref for InUse {
+    type Target = Worker;
+
+    fn deref(&self) -> &Worker {
+        &self.worker
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        if let Some(slot) = self.models.slots().get_mut(&self.model) {
+            slot.used = Instant::now();
+        }
+        self.models.shared.left.notify_one();
+    }
+}
 
 /// The models of a node. Clones share them.
 #[derive(Clone, Debug)]
@@ -33,6 +89,9 @@ struct Shared {
     coordinator: Coordinator,
     usage: Ledger,
     slots: Mutex<HashMap<ModelRef, Slot>>,
+    keep_alive: KeepAlive,
+    /// A job has left its model.
+    left: Notify,
 }
 
 #[derive(Clone, Debug)]
@@ -40,11 +99,21 @@ struct Slot {
     worker: Arc<OnceCell<Arc<Worker>>>,
     progress: watch::Sender<Option<JobEvent>>,
     used: Instant,
+    /// How long it stays without a job.
+    keep_alive: KeepAlive,
 }
 
 impl Slot {
-    fn new() -> Self {
-        Self { worker: Arc::default(), progress: watch::Sender::new(None), used: Instant::now() }
+    fn new(keep_alive: KeepAlive) -> Self {
+        Self { worker: Arc::default(), progress: watch::Sender::new(None), used: Instant::now(), keep_alive }
+    }
+
+    /// When it goes if no job comes; never where it is at work, or is to stay.
+    fn goes(&self) -> Option<Instant> {
+        match self.keep_alive {
+            KeepAlive::For(time) if self.is_idle() => self.used.checked_add(time),
+            _ => None,
+        }
     }
 
     /// Whether no job holds the worker or waits for it.
@@ -93,8 +162,19 @@ impl Models {
         let memory = Memory::new(budget_bytes);
         let coordinator = Coordinator::new(fetch.clone(), options, memory.clone(), config.serve, usage.clone());
         let Fetcher { store, swarm, options: fetch, .. } = fetch;
-        let slots = Mutex::default();
-        Self { shared: Arc::new(Shared { store, swarm, options, fetch, memory, coordinator, usage, slots }) }
+        let shared = Shared {
+            store,
+            swarm,
+            options,
+            fetch,
+            memory,
+            coordinator,
+            usage,
+            slots: Mutex::default(),
+            keep_alive: KeepAlive::seconds(config.keep_alive_seconds),
+            left: Notify::new(),
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Who has models run on several machines.
@@ -105,6 +185,11 @@ impl Models {
     /// What the experts of models were chosen for.
     pub fn usage(&self) -> &Ledger {
         &self.shared.usage
+    }
+
+    /// What weights take of the memory that is for them.
+    pub fn memory(&self) -> &Memory {
+        &self.shared.memory
     }
 
     /// Threads that compute.
@@ -123,17 +208,73 @@ impl Models {
         self.slots().iter().filter(|(_, slot)| ready(slot)).map(|(model, _)| model.clone()).collect()
     }
 
+    /// The models in memory, as people want to know them.
+    pub fn in_memory(&self) -> Vec<Loaded> {
+        let now = Instant::now();
+        let slots = self.slots();
+        let mut loaded: Vec<Loaded> = slots
+            .iter()
+            .filter_map(|(model, slot)| {
+                let worker = slot.worker.get().filter(|worker| worker.is_alive())?;
+                Some(Loaded {
+                    model: model.clone(),
+                    bytes: worker.memory_bytes(),
+                    idle: now.saturating_duration_since(slot.used),
+                    busy: !slot.is_idle(),
+                    stays: slot.goes().map(|goes| goes.saturating_duration_since(now)),
+                })
+            })
+            .collect();
+        loaded.sort_by(|a, b| a.model.cmp(&b.model));
+        loaded
+    }
+
+    /// Says how long a model that is in memory stays there without a job. Whether it is there.
+    pub fn keep(&self, model: &ModelRef, keep_alive: KeepAlive) -> bool {
+        let found = self.slots().get_mut(model).map(|slot| slot.keep_alive = keep_alive).is_some();
+        self.shared.left.notify_one();
+        found
+    }
+
+    /// Drops models whose time without a job is over.
+    pub async fn drop_idle(&self) {
+        loop {
+            let next = {
+                let mut slots = self.slots();
+                let now = Instant::now();
+                slots.retain(|model, slot| {
+                    let over = slot.goes().is_some_and(|goes| goes <= now);
+                    if over {
+                        tracing::info!(%model, "model dropped from memory: no job came for it");
+                    }
+                    !over
+                });
+                slots.values().filter_map(Slot::goes).min()
+            };
+            let notified = self.shared.left.notified();
+            match next {
+                Some(next) => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(next.into()) => {}
+                        () = notified => {}
+                    }
+                }
+                None => notified.await,
+            }
+        }
+    }
+
     /// The worker of `model`, fetched and loaded first if need be; `progress` hears how the fetch goes.
     ///
     /// # Errors
     /// When the model cannot be fetched, is no model, is not supported or does not fit.
-    pub async fn worker(&self, model: &ModelRef, progress: impl Fn(JobEvent)) -> Result<Arc<Worker>, JobError> {
+    pub async fn worker(&self, model: &ModelRef, progress: impl Fn(JobEvent)) -> Result<InUse, JobError> {
         let slot = {
             let mut slots = self.slots();
             if slots.get(model).is_some_and(|slot| slot.worker.get().is_some_and(|worker| !worker.is_alive())) {
                 slots.remove(model);
             }
-            let slot = slots.entry(model.clone()).or_insert_with(Slot::new);
+            let slot = slots.entry(model.clone()).or_insert_with(|| Slot::new(self.shared.keep_alive));
             slot.used = Instant::now();
             slot.clone()
         };
@@ -145,7 +286,10 @@ impl Models {
         tokio::pin!(load);
         loop {
             tokio::select! {
-                result = &mut load => return result.cloned(),
+                result = &mut load => {
+                    let worker = result?.clone();
+                    return Ok(InUse { models: self.clone(), model: model.clone(), worker });
+                }
                 Ok(()) = heard.changed() => {
                     if let Some(event) = heard.borrow_and_update().clone() {
                         progress(event);

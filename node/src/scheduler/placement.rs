@@ -57,7 +57,8 @@ pub fn elsewhere(scheduler: &Scheduler, tried: &[Place], arithmetic: Option<&Ari
     here.into_iter().chain(at_peers).any(|found| arithmetic.is_none_or(|wanted| *wanted == found))
 }
 
-async fn best(
+/// The best place that was not tried yet.
+pub async fn best(
     scheduler: &Scheduler,
     spec: &JobSpec,
     tried: &[Place],
