@@ -104,6 +104,7 @@ enum Command {
     /// Fetch a model
     Pull {
         /// CID, CID/path, ipfs://CID, or a name
+        #[arg(value_parser = models::named)]
         model: String,
     },
     /// Give a model a name
@@ -111,6 +112,7 @@ enum Command {
         /// The name: letters, digits and . _ - / :
         name: ModelName,
         /// CID, CID/path, ipfs://CID, or another name of it
+        #[arg(value_parser = models::named)]
         model: String,
     },
     /// Take a name away; the model stays
@@ -121,6 +123,7 @@ enum Command {
     /// Bring a model into memory, fetched first if need be
     Load {
         /// CID, CID/path, ipfs://CID, or a name
+        #[arg(value_parser = models::named)]
         model: String,
         /// Seconds that it stays there without a job; 0 keeps it as long as there is room [default: as configured]
         #[arg(long, value_name = "SECONDS")]
@@ -129,6 +132,7 @@ enum Command {
     /// Drop a model from memory
     Stop {
         /// CID, CID/path, ipfs://CID, or a name
+        #[arg(value_parser = models::named)]
         model: String,
     },
     /// List the models that are here
@@ -136,6 +140,7 @@ enum Command {
     /// Show the files of a model, and its tensors
     Show {
         /// CID, CID/path, ipfs://CID, or a name
+        #[arg(value_parser = models::named)]
         model: String,
         /// List the tensors: name, shape, type, bytes, and how much of each is here
         #[arg(long)]
@@ -148,6 +153,7 @@ enum Command {
     /// Let go of a model with its names and free what no other model holds
     Rm {
         /// CID, or a name
+        #[arg(value_parser = models::named)]
         model: String,
     },
     /// Free all blocks that no model holds

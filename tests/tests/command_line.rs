@@ -37,7 +37,7 @@ async fn first_words(child: &mut Child) -> Result<String> {
 /// The only job that is running, by `ps`.
 async fn running_job(commands: &CommandLine) -> Result<JobId> {
     let jobs = commands.run(&["ps", "--json"]).await?.json()?;
-    let jobs = jobs.as_array().context("ps gives no list")?;
+    let jobs = jobs["jobs"].as_array().context("ps gives no list")?;
     let mut running = jobs.iter().filter(|job| job["state"] == "running");
     let id = running.next().and_then(|job| job["id"].as_str()).with_context(|| format!("nothing runs: {jobs:?}"))?;
     ensure!(running.next().is_none(), "more than one job runs: {jobs:?}");
@@ -61,9 +61,10 @@ async fn what_is_typed_wrong_is_refused_and_says_why() -> Result<()> {
     let cases: &[(&[&str], &str)] = &[
         (&["fly"], "fly"),
         (&["pull"], "<MODEL>"),
-        (&["pull", "no-cid"], "is no CID"),
+        (&["pull", "ipfs://no-cid"], "is no CID"),
         (&["show", "ipfs://no-cid"], "is no CID"),
-        (&["rm", "no-cid"], "is no CID"),
+        (&["tag", "a name", NOBODY_HAS], "cannot be a name"),
+        (&["tag", NOBODY_HAS, NOBODY_HAS], "cannot be a name"),
         (&["cancel", "1234"], "32 hexadecimal digits"),
         (&["connect", "somewhere"], "<ADDRESS>"),
         (&["run", "--temperature", "hot", NOBODY_HAS, "Hello"], "--temperature"),
@@ -153,17 +154,23 @@ async fn every_command_gives_its_data_and_nothing_else() -> Result<()> {
         (&["show", &model], "gguf"),
         (&["show", &model, "--tensors"], "token_embd.weight"),
         (&short, "The capital of"),
+        (&["tag", "smollm2:135m", &model], &model),
+        (&["ls"], "smollm2:135m"),
+        (&["run", "smollm2:135m", CAPITAL, "--max-tokens", "3"], "The capital of"),
+        (&["load", "smollm2:135m", "--keep-alive", "60"], &model),
+        (&["ps"], "smollm2:135m"),
+        (&["stop", "smollm2:135m"], &model),
         (&["ps"], &job),
         (&["cancel", &job], "done"),
         (&["peers"], other.peer()),
         (&["id"], node.peer()),
         (&["hardware"], "cpu"),
         (&["gc"], "freed"),
-        (&["rm", &model], "freed"),
+        (&["rm", "smollm2:135m"], "freed"),
     ];
     for (arguments, word) in cases {
         // What removes something finds it gone the second time, so each command is asked once for people or programs.
-        let for_people = *arguments.first().context("no command")? != "rm";
+        let for_people = !["rm", "stop"].contains(arguments.first().context("no command")?);
         if for_people {
             let printed = commands.run(arguments).await?;
             let data = printed.data()?;
@@ -213,6 +220,10 @@ async fn what_fails_names_the_cause_and_has_its_exit_code() -> Result<()> {
         (&on_node, &["pull", NOBODY_HAS], 3, "model-not-found", NOBODY_HAS),
         (&on_node, &["show", NOBODY_HAS], 3, "model-not-found", NOBODY_HAS),
         (&on_node, &["rm", NOBODY_HAS], 3, "model-not-found", "accel-cli ls"),
+        (&on_node, &["rm", "nothing-of-that-name"], 3, "model-not-found", "nothing-of-that-name"),
+        (&on_node, &["untag", "nothing-of-that-name"], 3, "model-not-found", "nothing-of-that-name"),
+        (&on_node, &["stop", &model], 3, "model-not-found", "not in memory"),
+        (&on_idle, &["load", &model], 4, "no-worker", "jobs.serve"),
         (&on_node, &["run", NOBODY_HAS, "Hello"], 3, "model-not-found", NOBODY_HAS),
         (&on_node, &["run", "missing.gguf", "Hello"], 3, "model-not-found", "missing.gguf"),
         (&on_node, &["add", "missing.gguf"], 3, "model-not-found", "missing.gguf"),

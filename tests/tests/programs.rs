@@ -246,6 +246,7 @@ async fn curl_is_served_on_loopback_without_a_key_and_pages_of_other_sites_are_n
         ensure!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
     ensure!(metrics.ends_with("# EOF\n"), "{metrics}");
+    documented(&metrics)?;
     ensure!(!metrics.contains(swarm.worker.peer()), "a metric names a peer");
 
     for (path, body, status) in [
@@ -260,6 +261,29 @@ async fn curl_is_served_on_loopback_without_a_key_and_pages_of_other_sites_are_n
         ensure!(found == status && !told["error"].is_null(), "{path} {body}: {found} {text}");
     }
     swarm.stop().await
+}
+
+/// That the documentation has every measurement.
+fn documented(metrics: &str) -> Result<()> {
+    let mut page =
+        "# Metrics\n\n`/metrics` answers in OpenMetrics' text, which Prometheus reads. What vLLM measures too has its \
+        name, with `accel_` in front. No label names a peer, a model or a person.\n\n| name | kind | what |\n\
+        | --- | --- | --- |\n"
+            .to_owned();
+    for line in metrics.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
+        let (name, help) = line.split_once(' ').context("no help")?;
+        let kind = metrics.lines().find_map(|line| line.strip_prefix(&format!("# TYPE {name} ")));
+        let kind = kind.with_context(|| format!("{name} has no type"))?;
+        let series = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+        page.push_str(&format!("| `{series}` | {kind} | {} |\n", help.trim_end_matches('.')));
+    }
+    let path = format!("{}/../docs/metrics.md", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var_os("ACCEL_UPDATE").is_some() {
+        std::fs::write(&path, &page)?;
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    ensure!(written == page, "docs/metrics.md is not up to date: ACCEL_UPDATE=1 tests/run -E 'binary(programs)'");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

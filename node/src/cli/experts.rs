@@ -44,6 +44,7 @@ const HOTTEST: Heat = heat(f64::INFINITY, "4 and more", '#', 196);
 #[derive(Debug, clap::Args)]
 pub(super) struct ExpertsArgs {
     /// CID, CID/path, ipfs://CID, or a name
+    #[arg(value_parser = super::models::named)]
     model: String,
     /// Only this layer, with all its experts
     #[arg(long)]

@@ -2,11 +2,20 @@
 
 use std::path::Path;
 
+use accel_protocol::model::InvalidModelRef;
 use accel_protocol::{ErrorCode, JobError, ModelName, ModelRef};
 
 use super::CliError;
 use super::output::{Output, bytes, table};
 use crate::api::{AddRequest, Added, Api, ApiError, Cut, LoadBody, LoadedView, ModelParts};
+
+/// What names a model, before anybody is asked: what says that it is a CID has to be one.
+pub(super) fn named(text: &str) -> Result<String, InvalidModelRef> {
+    if text.starts_with("ipfs://") || text.starts_with("/ipfs/") {
+        text.parse::<ModelRef>()?;
+    }
+    Ok(text.to_owned())
+}
 
 /// The model that a person names.
 pub(super) async fn find(api: &Api, text: &str) -> Result<ModelRef, CliError> {

@@ -9,6 +9,7 @@ use crate::api::{Api, MemberView, PlanBody, PlanView, Split, WayView};
 #[derive(Debug, clap::Args)]
 pub(super) struct PlanArgs {
     /// CID, ipfs://CID, or a name
+    #[arg(value_parser = super::models::named)]
     model: String,
     /// Only this way to run it
     #[arg(long, value_enum, default_value = "auto")]
