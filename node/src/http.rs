@@ -4,6 +4,7 @@ mod experts;
 mod models;
 mod openai;
 mod plans;
+mod swarm;
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::advert::Advertiser;
 use crate::api::{JobBody, Line, NodeView, PREFIX};
+use crate::daemon::Reload;
 use crate::jobs::{Job, Owner};
 use crate::peers::PeerView;
 use crate::store::FetchOptions;
@@ -37,6 +39,8 @@ pub struct Shared {
     pub fetch: FetchOptions,
     /// The secret that a request must carry.
     pub token: String,
+    /// How the node is told that it is to be in another swarm.
+    pub reload: Reload,
 }
 
 /// Serves until `stop`.
@@ -52,6 +56,7 @@ pub async fn run(shared: Shared, listener: TcpListener, stop: CancellationToken)
     let routes = Router::new()
         .route("/node", get(node))
         .route("/peers", get(peers).post(connect))
+        .route("/swarm/reload", post(swarm::reload))
         .route("/hardware", get(hardware))
         .route("/models", get(models::list).post(models::add))
         .route("/models/{*model}", get(models::show).post(models::pull).delete(models::remove))
@@ -91,7 +96,7 @@ impl From<Rejection> for Refusal {
 impl From<SwarmError> for Refusal {
     fn from(error: SwarmError) -> Self {
         let code = match &error {
-            SwarmError::Unreachable { .. } | SwarmError::Silent { .. } => ErrorCode::NoWorker,
+            SwarmError::Unreachable { .. } | SwarmError::Silent { .. } | SwarmError::Misfit { .. } => ErrorCode::NoWorker,
             SwarmError::NoPeerId { .. } => ErrorCode::InvalidRequest,
             _ => ErrorCode::Internal,
         };
@@ -168,6 +173,8 @@ async fn node(State(shared): State<Shared>) -> Result<Json<NodeView>, Refusal> {
     Ok(Json(NodeView {
         peer: peer.to_string(),
         addresses,
+        swarm: swarm.name().map(ToString::to_string),
+        starts: shared.reload.starts(),
         agent: crate::AGENT.to_owned(),
         arithmetic: accel_pipelines::arithmetic().0,
         serves_jobs: shared.node.scheduler.serves(),

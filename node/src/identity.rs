@@ -1,8 +1,6 @@
 //! Who a node is: an ed25519 key, kept in a file that only its owner can read.
 
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use libp2p::identity::Keypair;
@@ -43,12 +41,7 @@ pub fn load_or_create(path: &Path) -> Result<Keypair, IdentityError> {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let keypair = Keypair::generate_ed25519();
             let bytes = keypair.to_protobuf_encoding().map_err(|_| IdentityError::Invalid { path: path.to_owned() })?;
-            // Written beside its place and renamed, so that a crash never leaves half a key.
-            let beside = path.with_extension("new");
-            let mut target =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside).map_err(file)?;
-            target.write_all(&bytes).and_then(|()| target.sync_all()).map_err(file)?;
-            std::fs::rename(&beside, path).map_err(file)?;
+            crate::data_dir::replace(path, &bytes).map_err(file)?;
             Ok(keypair)
         }
         Err(error) => Err(file(error)),
