@@ -177,8 +177,12 @@ impl Node {
         tasks.spawn(watched("peers' requests", serve::run(node.clone(), stop.clone()), stop.clone()));
         tasks.spawn(watched("experts for peers", holder.run(stop.clone()), stop.clone()));
         tasks.spawn(watched("layers for peers", stages.run(stop.clone()), stop.clone()));
-        let reload =
-            Reload { data_dir: data_dir.clone(), running: membership, changes: place.changes.clone(), starts: place.starts };
+        let reload = Reload {
+            data_dir: data_dir.clone(),
+            running: membership,
+            changes: place.changes.clone(),
+            starts: place.starts,
+        };
         let shared = http::Shared { node, fetch, token: access.token.clone(), reload };
         tasks.spawn(watched("the loopback interface", http::run(shared, listener, stop.clone()), stop.clone()));
         let private = swarm.name().map(tracing::field::display);

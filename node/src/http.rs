@@ -96,7 +96,9 @@ impl From<Rejection> for Refusal {
 impl From<SwarmError> for Refusal {
     fn from(error: SwarmError) -> Self {
         let code = match &error {
-            SwarmError::Unreachable { .. } | SwarmError::Silent { .. } | SwarmError::Misfit { .. } => ErrorCode::NoWorker,
+            SwarmError::Unreachable { .. } | SwarmError::Silent { .. } | SwarmError::Misfit { .. } => {
+                ErrorCode::NoWorker
+            }
             SwarmError::NoPeerId { .. } => ErrorCode::InvalidRequest,
             _ => ErrorCode::Internal,
         };

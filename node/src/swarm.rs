@@ -1,6 +1,7 @@
 //! The one swarm of a node: the libp2p swarm that rust-ipfs owns carries blocks, adverts and jobs.
 
 mod handshake;
+mod listeners;
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -168,7 +169,7 @@ impl Swarm {
             .await
             .map_err(|message| SwarmError::Ipfs { doing: "start the swarm", message })?;
         let swarm = Self { ipfs: node, peers, name: membership.map(|membership| membership.name.clone()) };
-        swarm.check_listeners(config).await?;
+        listeners::wait(&swarm.ipfs, &config.listen).await?;
         // A small swarm has no strangers to measure reachability; a node that listens serves the DHT.
         swarm.ipfs.dht_mode(rust_ipfs::DhtMode::Server).await.map_err(ipfs("serve the DHT"))?;
         for address in &config.external {
@@ -179,27 +180,6 @@ impl Swarm {
             swarm.ipfs.add_external_address(address).await.map_err(ipfs("add an external address"))?;
         }
         Ok(swarm)
-    }
-
-    /// Listening is reported late and failures only logged by rust-ipfs, so wait until each port answers for itself.
-    async fn check_listeners(&self, config: &SwarmConfig) -> Result<(), SwarmError> {
-        let mut events = self.ipfs.swarm_events().await.map_err(ipfs("watch the swarm"))?;
-        for wanted in &config.listen {
-            let is_up = |addresses: &[Multiaddr]| addresses.iter().any(|address| same_transport(address, wanted));
-            let wait = async {
-                while !is_up(&self.ipfs.listening_addresses().await.map_err(ipfs("list listeners"))?) {
-                    if events.next().await.is_none() {
-                        return Err(SwarmError::Listen { address: wanted.clone() });
-                    }
-                }
-                Ok::<(), SwarmError>(())
-            };
-            match tokio::time::timeout(DIAL_TIMEOUT, wait).await {
-                Ok(result) => result?,
-                Err(_) => return Err(SwarmError::Listen { address: wanted.clone() }),
-            }
-        }
-        Ok(())
     }
 
     /// This node's id.
@@ -448,20 +428,4 @@ async fn gather<T>(stream: impl Stream<Item = T>, limit: Duration) -> Vec<T> {
         gathered.push(item);
     }
     gathered
-}
-
-fn same_transport(found: &Multiaddr, wanted: &Multiaddr) -> bool {
-    let port = |address: &Multiaddr| {
-        address.iter().find_map(|part| match part {
-            Protocol::Tcp(port) => Some((false, port)),
-            Protocol::Udp(port) => Some((true, port)),
-            _ => None,
-        })
-    };
-    match (port(found), port(wanted)) {
-        (Some((found_udp, found_port)), Some((wanted_udp, wanted_port))) => {
-            found_udp == wanted_udp && (wanted_port == 0 || found_port == wanted_port)
-        }
-        _ => false,
-    }
 }

@@ -263,13 +263,18 @@ async fn check_addresses(config: &Config, given: &[Multiaddr]) -> Result<(), Cli
 }
 
 /// Where others reach this node: where its owner says, and where it listens, or will.
-fn own_addresses(config: &Config, given: &[Multiaddr], node: Option<&NodeView>) -> Result<Vec<MemberAddress>, CliError> {
+fn own_addresses(
+    config: &Config,
+    given: &[Multiaddr],
+    node: Option<&NodeView>,
+) -> Result<Vec<MemberAddress>, CliError> {
     let peer = match node {
         Some(node) => node.peer.parse().map_err(|_| ApiError::Answer(format!("{:?} is no peer id", node.peer)))?,
         None => own_id(config)?,
     };
     let parse = |address: &Multiaddr| MemberAddress::parse(address, Some(peer));
-    let given = given.iter().map(|address| parse(address).map_err(|error| CliError::Usage(format!("--address {error}"))));
+    let given =
+        given.iter().map(|address| parse(address).map_err(|error| CliError::Usage(format!("--address {error}"))));
     let mut own = given.collect::<Result<Vec<_>, _>>()?;
     // What of the others is no address of TCP is no mistake.
     own.extend(config.swarm.external.iter().filter_map(|address| parse(address).ok()));

@@ -11,8 +11,8 @@ use libp2p::Multiaddr;
 
 use super::answer::{Answer, ask};
 use super::interrupts::Interrupts;
-use super::membership::Token;
 use super::jobs::{GenerationArgs, body, find_model, off_the_runtime};
+use super::membership::Token;
 use super::output::Output;
 use super::session::Session;
 use super::shown::shown;

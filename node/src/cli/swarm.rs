@@ -64,7 +64,9 @@ pub(super) async fn id(api: &Api, output: &Output) -> Result<(), CliError> {
 
 /// A swarm and what carries it.
 pub(super) fn in_words(swarm: Option<&str>) -> String {
-    swarm.map_or("public, over TCP and QUIC".to_owned(), |name| format!("{name}, private, over TCP with a pre-shared key"))
+    swarm.map_or("public, over TCP and QUIC".to_owned(), |name| {
+        format!("{name}, private, over TCP with a pre-shared key")
+    })
 }
 
 pub(super) async fn hardware(api: &Api, output: &Output) -> Result<(), CliError> {
