@@ -12,6 +12,7 @@ use accel_protocol::frame::{self, FrameError};
 use accel_protocol::limits::{ADVERT_BYTES, FRAME_BYTES, STREAMS_PER_PEER};
 use accel_protocol::message::{ADVERTS_TOPIC, JOBS_PROTOCOL, OUTPUT_PROTOCOL};
 use accel_protocol::{JobRequest, JobResponse, ModelRef, OutputRequest};
+use futures::future::join_all;
 use futures::stream::{BoxStream, FuturesUnordered};
 use futures::{Stream, StreamExt};
 use libp2p::identity::Keypair;
@@ -223,19 +224,22 @@ impl Swarm {
     /// # Errors
     /// When the address names no peer or the peer cannot be reached.
     pub async fn connect_to(&self, address: &Multiaddr) -> Result<PeerId, SwarmError> {
-        let peer = address
-            .iter()
-            .last()
-            .and_then(|part| match part {
-                Protocol::P2p(peer) => Some(peer),
-                _ => None,
-            })
-            .ok_or_else(|| SwarmError::NoPeerId { address: address.clone() })?;
-        let failed = match self.dial(peer, vec![address.clone()]).await {
-            Ok(()) => return Ok(peer),
-            Err(failed) => failed,
-        };
-        let misfit = if failed.in_transport { handshake::misfit(address, self.name()).await } else { None };
+        let peer = peer_of(address).ok_or_else(|| SwarmError::NoPeerId { address: address.clone() })?;
+        self.connect_by(peer, vec![address.clone()]).await?;
+        Ok(peer)
+    }
+
+    /// Connects to `peer` by any of `addresses`.
+    ///
+    /// # Errors
+    /// When the peer cannot be reached, with what that has to do with private swarms, as far as it can be told.
+    pub async fn connect_by(&self, peer: PeerId, addresses: Vec<Multiaddr>) -> Result<(), SwarmError> {
+        let Err(failed) = self.dial(peer, addresses.clone()).await else { return Ok(()) };
+        if !failed.in_transport {
+            return Err(failed.error);
+        }
+        let misfits = join_all(addresses.iter().map(|address| handshake::misfit(address, self.name()))).await;
+        let misfit = misfits.into_iter().flatten().next();
         Err(misfit.map_or(failed.error, |misfit| SwarmError::Misfit { peer, misfit }))
     }
 
@@ -384,6 +388,14 @@ impl Swarm {
     /// Stops the swarm.
     pub async fn stop(self) {
         self.ipfs.exit_daemon().await;
+    }
+}
+
+/// The peer that `address` ends in.
+pub fn peer_of(address: &Multiaddr) -> Option<PeerId> {
+    match address.iter().last() {
+        Some(Protocol::P2p(peer)) => Some(peer),
+        _ => None,
     }
 }
 

@@ -10,6 +10,7 @@ use accel_tests::command::{CommandLine, Ran};
 use accel_tests::namespace::{Own, command, is_inside};
 use anyhow::{Context, Result, ensure};
 
+const NOBODY_HAS: &str = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy";
 const CAPITAL: &str = "What is the capital of France?";
 const PARIS: &str = "The capital of France is Paris.";
 /// The machine's address in the networks of these tests.
@@ -191,9 +192,8 @@ async fn nobody_gets_in_without_the_key_and_is_told_what_is_missing() -> Result<
     ensure!(begun.elapsed() < BOUND, "it took {:?}", begun.elapsed());
 
     // A direct job fails in the same words.
-    let cid = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy";
     let nobody = CommandLine::new(&cluster, &cluster.path("untouched"));
-    let direct = nobody.run(&["run", "--peer", &private, cid, CAPITAL]).await?;
+    let direct = nobody.run(&["run", "--peer", &private, NOBODY_HAS, CAPITAL]).await?;
     refused(&direct, 4, &["private swarm", "this node is in none"])?;
     for node in [&member, &other, &public] {
         ensure!(is_alone(node).await?, "somebody got in");
@@ -342,5 +342,23 @@ async fn without_a_daemon_only_the_data_directory_changes() -> Result<()> {
     let started = on_second.run(&["daemon", "--join", &invite.to_word()?]).await?;
     refused(&started, 2, &["expired"])?;
     ensure!(!second.join("swarm.json").exists() && !first.join("ipfs").exists() && !second.join("ipfs").exists());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_a_command_brought_up_stays_in_its_swarm_and_the_next_one_goes_along() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let data_dir = cluster.path("node");
+    let commands = CommandLine::new(&cluster, &data_dir);
+    let waiting = ["pull", NOBODY_HAS, "--listen", "/ip4/127.0.0.1/tcp/0", "--mdns", "false", "--serve", "false"];
+    let mut waiting = commands.command(&waiting).spawn()?;
+    let access = data_dir.join("api.json");
+    eventually("the command has brought up a daemon", async || Ok(access.exists())).await?;
+    refused(&commands.run(&["swarm", "create", "lab"]).await?, 4, &["the change is kept", "a command has brought up"])?;
+    let shown = commands.run(&["swarm", "show", "--json"]).await?.json()?;
+    ensure!(shown["transport"] == "public" && shown["daemon"] == true, "{shown}");
+    waiting.kill().await?;
+    let shown = commands.run(&["swarm", "show", "--json"]).await?.json()?;
+    ensure!(shown["swarm"] == "lab" && shown["daemon"] == false, "{shown}");
     Ok(())
 }

@@ -198,7 +198,13 @@ async fn join(data_dir: &Path, invite: &Invite, output: &Output) -> Result<(), C
                     reached = Some(peer);
                     break;
                 }
-                Err(error) => unreached.push(error.to_string()),
+                Err(error) => {
+                    // A peer has several addresses, and often the same is to be said of each.
+                    let reason = error.to_string();
+                    if !unreached.contains(&reason) {
+                        unreached.push(reason);
+                    }
+                }
             }
         }
     }
@@ -309,6 +315,9 @@ fn own_id(config: &Config) -> Result<PeerId, CliError> {
 /// The daemon that runs on the data directory. One that starts or stops is waited for. Whoever changes something asks
 /// afterwards: a daemon that starts later reads what was changed.
 async fn running(data_dir: &Path) -> Result<Option<Api>, CliError> {
+    if !data_dir.exists() {
+        return Ok(None);
+    }
     let begun = Instant::now();
     loop {
         match Api::of(data_dir).await {

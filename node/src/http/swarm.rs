@@ -13,6 +13,7 @@ pub async fn reload(State(shared): State<Shared>) -> Result<Json<u64>, Refusal> 
     let asked = tokio::task::spawn_blocking(move || reload.ask()).await;
     let asked = asked.map_err(|error| JobError::new(ErrorCode::Internal, format!("the membership: {error}")))?;
     let start = asked.map_err(|error| JobError::new(ErrorCode::Internal, error))?;
-    let own = "a command has brought this daemon up for itself: it stays in its swarm until that command has ended";
+    let own = "the change is kept, but a command has brought up the daemon that runs, which stays in its swarm until that \
+               command has ended";
     Ok(Json(start.ok_or_else(|| JobError::new(ErrorCode::ShuttingDown, own))?))
 }
