@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -16,6 +16,8 @@ use accel_models::usage::{ExpertUsage, LayerUsage};
 use accel_protocol::ModelRef;
 use multihash_codetable::{Code, MultihashDigest};
 use serde::{Deserialize, Serialize};
+
+use crate::data_dir;
 
 const FORMAT: u32 = 1;
 /// Models whose counts are kept; the file that was written longest ago goes first.
@@ -256,11 +258,7 @@ fn write(path: &Path, file: &FileFormat) -> Result<(), FileError> {
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory)?;
     }
-    let beside = path.with_extension("new");
-    let mut out = File::create(&beside)?;
-    out.write_all(&text)?;
-    out.sync_all()?;
-    Ok(std::fs::rename(&beside, path)?)
+    Ok(data_dir::replace(path, &text)?)
 }
 
 /// What is counted when so many tokens more have gone through all layers.

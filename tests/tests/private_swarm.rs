@@ -9,6 +9,8 @@ use accel_tests::cluster::{Cluster, eventually, import, model_file};
 use accel_tests::command::{CommandLine, Ran};
 use accel_tests::namespace::{Own, command, is_inside};
 use anyhow::{Context, Result, ensure};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::ChildStderr;
 
 const NOBODY_HAS: &str = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy";
 const CAPITAL: &str = "What is the capital of France?";
@@ -72,6 +74,16 @@ fn udp_sockets() -> Result<Vec<String>> {
         sockets.extend(text.lines().skip(1).map(str::to_owned));
     }
     Ok(sockets)
+}
+
+/// Whether a log says this, sooner or later.
+async fn says(mut log: Lines<BufReader<ChildStderr>>, words: &str) -> Result<bool> {
+    while let Some(line) = log.next_line().await? {
+        if line.contains(words) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn refused(ran: &Ran, code: i32, words: &[&str]) -> Result<()> {
@@ -174,6 +186,13 @@ async fn nobody_gets_in_without_the_key_and_is_told_what_is_missing() -> Result<
     let private = address(member.api().node().await?).context("no address")?;
     let open = address(public.api().node().await?).context("no address")?;
 
+    // Who is to join by a member and cannot reads the same in its log.
+    let outsider = CommandLine::new(&cluster, &cluster.path("outsider"));
+    let join =
+        ["daemon", "--listen", "/ip4/127.0.0.1/tcp/0", "--mdns", "false", "--serve", "false", "--api", "127.0.0.1:0"];
+    let mut outsider = outsider.command(&[&join[..], &["--bootstrap", &private]].concat()).spawn()?;
+    let log = BufReader::new(outsider.stderr.take().context("no log")?).lines();
+
     let begun = Instant::now();
     let dials = [
         (&on_public, &private, ["private swarm", "this node is in none", "swarm join TOKEN"]),
@@ -189,6 +208,10 @@ async fn nobody_gets_in_without_the_key_and_is_told_what_is_missing() -> Result<
     let refused_there = on_other.run(&["connect", &nobody]).await?;
     refused(&refused_there, 4, &["cannot be reached"])?;
     ensure!(!refused_there.stderr.contains("probably"), "{refused_there:?}");
+    ensure!(
+        tokio::time::timeout(BOUND, says(log, "it is probably in a private swarm")).await??,
+        "the log says nothing of it"
+    );
     ensure!(begun.elapsed() < BOUND, "it took {:?}", begun.elapsed());
 
     // A direct job fails in the same words.
@@ -273,6 +296,8 @@ async fn a_direct_job_goes_into_a_private_swarm_by_invite() -> Result<()> {
     let worker = cluster.start("worker", true, &[]).await?;
     let commands = CommandLine::new(&cluster, worker.data_dir());
     let model = import(&worker, model_file()?).await?.to_string();
+    // With the model in memory: whoever worked with it lets go of the blocks when the swarm is changed.
+    assert_eq!(commands.run(&["run", &model, CAPITAL]).await?.data()?, format!("{PARIS}\n"));
     let token = create(&commands, "lab").await?;
     let address = worker.api().node().await?.addresses.into_iter().next().context("no address")?;
 

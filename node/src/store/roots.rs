@@ -5,13 +5,14 @@
 //! or the new one; the blocks under a root are found by walking it. The repository's own collector knows nothing
 //! of these pins and must stay off (`with_gc` and `Ipfs::gc` are never called).
 
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::PathBuf;
 
 use cid::Cid;
 use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
+use crate::data_dir;
 
 const FORMAT: u32 = 1;
 
@@ -165,21 +166,9 @@ impl Roots {
         };
         let text = serde_json::to_vec_pretty(&file)
             .map_err(|error| StoreError::Io { path: self.path.clone(), source: error.into() })?;
-        write_whole(&self.path, &text)
+        data_dir::replace(&self.path, &text)
             .map_err(|error| StoreError::writing(self.path.clone(), text.len() as u64, error))?;
         self.list = list;
         Ok(())
     }
-}
-
-fn write_whole(path: &Path, text: &[u8]) -> std::io::Result<()> {
-    let aside = path.with_extension("json.new");
-    let mut file = std::fs::File::create(&aside)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    std::fs::rename(&aside, path)?;
-    if let Some(directory) = path.parent() {
-        std::fs::File::open(directory)?.sync_all()?;
-    }
-    Ok(())
 }
