@@ -8,7 +8,7 @@ mod body;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use accel_protocol::{ErrorCode, EventRecord, JobError, JobId, JobStatus, ModelName, ModelRef};
 use bytes::{Buf, BytesMut};
@@ -31,6 +31,9 @@ pub const PREFIX: &str = "/accel/v1";
 pub const ACCESS_FILE: &str = "api.json";
 /// A daemon that says nothing for so long does not run.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+/// A node that goes into another swarm first ends its jobs or hands them over.
+const STARTS_WITHIN: Duration = Duration::from_secs(120);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// What cannot stand for itself in a path of a URL.
 const IN_A_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'<').add(b'>').add(b'?').add(b'`');
 /// Bytes of one line of an answer.
@@ -189,6 +192,23 @@ impl Api {
     /// As all calls.
     pub async fn connect(&self, address: &str) -> Result<String, ApiError> {
         self.call(Method::POST, "/peers", Some(&address)).await
+    }
+
+    /// Has the daemon go into the swarm that its data directory names, and waits until it is there.
+    ///
+    /// # Errors
+    /// As all calls; also when it stops instead of starting again.
+    pub async fn reload(&self) -> Result<NodeView, ApiError> {
+        let start: u64 = self.call(Method::POST, "/swarm/reload", None::<&()>).await?;
+        let begun = Instant::now();
+        loop {
+            match self.node().await {
+                Ok(node) if node.starts >= start => return Ok(node),
+                // A connection to the node that stops may end with it.
+                Err(error) if begun.elapsed() > STARTS_WITHIN => return Err(error),
+                _ => tokio::time::sleep(LOOK_AGAIN).await,
+            }
+        }
     }
 
     /// The devices of this machine.

@@ -9,6 +9,7 @@ mod demo;
 mod experts;
 mod interrupts;
 mod jobs;
+mod membership;
 mod model_file;
 mod models;
 mod output;
@@ -27,7 +28,9 @@ use libp2p::Multiaddr;
 use crate::api::{Api, ApiError, Cut};
 use crate::config::{ConfigError, Overrides};
 use crate::daemon::DaemonError;
+use crate::data_dir::DataDirError;
 use crate::identity::IdentityError;
+use crate::membership::MembershipError;
 use crate::process::ProcessError;
 use crate::store::StoreError;
 use crate::swarm::SwarmError;
@@ -172,7 +175,10 @@ enum Command {
         /// Multiaddress that ends in /p2p/PEER_ID
         address: Multiaddr,
     },
-    /// Show this node: id, addresses, load, disk
+    /// Make, join or leave a private swarm, which only those with its key get into
+    #[command(subcommand)]
+    Swarm(membership::SwarmCommand),
+    /// Show this node: id, addresses, swarm, load, disk
     Id,
     /// List the devices of this machine, each proven by a run or with the reason why it cannot be used
     Hardware,
@@ -195,6 +201,12 @@ pub enum CliError {
     /// The identity cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The private swarm cannot be joined, left or changed.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
     /// The daemon does not start.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
@@ -267,14 +279,18 @@ impl CliError {
         match self {
             Self::Job(error) | Self::Api(ApiError::Refused(error)) => error.code,
             Self::Usage(_) | Self::Config(_) => ErrorCode::InvalidRequest,
+            Self::Membership(error) if error.is_a_wrong_request() => ErrorCode::InvalidRequest,
             Self::NoSuchModel(_) => ErrorCode::ModelNotFound,
             Self::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorCode::ModelNotFound,
             Self::Daemon(DaemonError::Store(error)) if matches!(**error, StoreError::DiskFull { .. }) => {
                 ErrorCode::OutOfResources
             }
             Self::File { source, .. }
+            | Self::DataDir(DataDirError { source, .. })
+            | Self::Membership(MembershipError::DataDir(DataDirError { source, .. }))
             | Self::Daemon(
-                DaemonError::DataDir { source, .. } | DaemonError::Identity(IdentityError::File { source, .. }),
+                DaemonError::DataDir(DataDirError { source, .. })
+                | DaemonError::Identity(IdentityError::File { source, .. }),
             ) if source.kind() == std::io::ErrorKind::StorageFull => ErrorCode::OutOfResources,
             _ => ErrorCode::Internal,
         }
@@ -345,6 +361,8 @@ async fn dispatch(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Completions { shell } => return completions(shell, output),
         Command::Daemon(foreground) => return daemon::run_daemon(&cli.overrides, foreground, interrupts, output).await,
         Command::Demo(args) => return demo::run(args, &mut interrupts, output).await,
+        // The membership is changed in the data directory; no daemon is brought up for that.
+        Command::Swarm(command) => return membership::run(command, &cli.overrides, &mut interrupts, output).await,
         Command::Run(args) if args.is_direct() => return run::run_direct(args, &mut interrupts, output).await,
         _ => {}
     }
@@ -387,8 +405,11 @@ async fn with_session(command: Command, api: &Api, output: &Output) -> Result<()
         Command::Id => swarm::id(api, output).await,
         Command::Hardware => swarm::hardware(api, output).await,
         // Dispatched elsewhere.
-        Command::Run(_) | Command::Chat(_) | Command::Completions { .. } | Command::Daemon(_) | Command::Demo(_) => {
-            Ok(())
-        }
+        Command::Run(_)
+        | Command::Chat(_)
+        | Command::Completions { .. }
+        | Command::Daemon(_)
+        | Command::Demo(_)
+        | Command::Swarm(_) => Ok(()),
     }
 }

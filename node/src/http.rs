@@ -10,6 +10,7 @@ mod names;
 mod ollama;
 mod openai;
 mod plans;
+mod swarm;
 mod watch;
 
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::advert::Advertiser;
 use crate::api::{JobBody, Line, NodeView, PREFIX};
+use crate::daemon::Reload;
 use crate::jobs::{Job, Owner};
 use crate::names::Names;
 use crate::peers::PeerView;
@@ -50,6 +52,8 @@ pub struct Shared {
     pub keys: Keys,
     /// What models are called.
     pub names: Names,
+    /// How the node is told that it is to be in another swarm.
+    pub reload: Reload,
 }
 
 /// Serves until `stop`.
@@ -66,6 +70,7 @@ pub async fn run(shared: Shared, listener: TcpListener, stop: CancellationToken)
     let routes = Router::new()
         .route("/node", get(node))
         .route("/peers", get(peers).post(connect))
+        .route("/swarm/reload", post(swarm::reload))
         .route("/hardware", get(hardware))
         .route("/models", get(models::list).post(models::add))
         .route("/models/{*model}", get(models::show).post(models::pull).delete(models::remove))
@@ -108,7 +113,9 @@ impl From<Rejection> for Refusal {
 impl From<SwarmError> for Refusal {
     fn from(error: SwarmError) -> Self {
         let code = match &error {
-            SwarmError::Unreachable { .. } | SwarmError::Silent { .. } => ErrorCode::NoWorker,
+            SwarmError::Unreachable { .. } | SwarmError::Silent { .. } | SwarmError::Misfit { .. } => {
+                ErrorCode::NoWorker
+            }
             SwarmError::NoPeerId { .. } => ErrorCode::InvalidRequest,
             _ => ErrorCode::Internal,
         };
@@ -183,6 +190,8 @@ async fn node(State(shared): State<Shared>) -> Result<Json<NodeView>, Refusal> {
     Ok(Json(NodeView {
         peer: peer.to_string(),
         addresses,
+        swarm: swarm.name().map(ToString::to_string),
+        starts: shared.reload.starts(),
         agent: crate::AGENT.to_owned(),
         arithmetic: accel_pipelines::arithmetic().0,
         serves_jobs: shared.node.scheduler.serves(),

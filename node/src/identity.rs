@@ -5,8 +5,6 @@ use std::path::{Path, PathBuf};
 
 use libp2p::identity::Keypair;
 
-use crate::whole_file;
-
 /// An identity that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -43,7 +41,7 @@ pub fn load_or_create(path: &Path) -> Result<Keypair, IdentityError> {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let keypair = Keypair::generate_ed25519();
             let bytes = keypair.to_protobuf_encoding().map_err(|_| IdentityError::Invalid { path: path.to_owned() })?;
-            whole_file::replace(path, &bytes, whole_file::FOR_OWNER).map_err(file)?;
+            crate::data_dir::replace(path, &bytes).map_err(file)?;
             Ok(keypair)
         }
         Err(error) => Err(file(error)),

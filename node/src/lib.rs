@@ -10,11 +10,13 @@ pub mod cli;
 mod client;
 pub mod config;
 mod daemon;
+mod data_dir;
 pub mod frames;
 mod hardware;
 mod http;
 mod identity;
 mod jobs;
+pub mod membership;
 mod memory;
 mod metrics;
 mod names;
@@ -22,13 +24,13 @@ pub mod peers;
 mod places;
 pub mod process;
 mod records;
+mod rejoin;
 mod scheduler;
 mod serve;
 pub mod shares;
 pub mod store;
 pub mod swarm;
 mod usage;
-mod whole_file;
 
 /// What this program calls itself to peers.
 pub const AGENT: &str = concat!("accel/", env!("CARGO_PKG_VERSION"));

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use accel_protocol::{ErrorCode, JobError, ModelName, ModelRef};
 use serde::{Deserialize, Serialize};
 
+use crate::data_dir;
 use crate::store::Store;
-use crate::whole_file;
 
 /// Names at most, so that the file stays small.
 const NAMES: usize = 4096;
@@ -122,8 +122,7 @@ impl Names {
     ) -> Result<(), NamesError> {
         let text = serde_json::to_vec_pretty(&changed)
             .map_err(|source| NamesError::Damaged { path: self.path.clone(), source })?;
-        whole_file::replace(&self.path, &text, whole_file::FOR_ALL)
-            .map_err(|source| NamesError::File { path: self.path.clone(), source })?;
+        data_dir::replace(&self.path, &text).map_err(|source| NamesError::File { path: self.path.clone(), source })?;
         *table = changed;
         Ok(())
     }

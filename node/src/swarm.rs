@@ -1,5 +1,8 @@
 //! The one swarm of a node: the libp2p swarm that rust-ipfs owns carries blocks, adverts and jobs.
 
+mod handshake;
+mod listeners;
+
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,10 +13,12 @@ use accel_protocol::frame::{self, FrameError};
 use accel_protocol::limits::{ADVERT_BYTES, FRAME_BYTES, STREAMS_PER_PEER};
 use accel_protocol::message::{ADVERTS_TOPIC, JOBS_PROTOCOL, OUTPUT_PROTOCOL};
 use accel_protocol::{JobRequest, JobResponse, ModelRef, OutputRequest};
+use futures::future::join_all;
 use futures::stream::{BoxStream, FuturesUnordered};
 use futures::{Stream, StreamExt};
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
+use libp2p::swarm::DialError;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use rust_ipfs::Ipfs;
@@ -22,7 +27,10 @@ use tokio::time::Instant;
 
 use crate::config::SwarmConfig;
 use crate::frames::FrameStream;
+use crate::membership::{Membership, SwarmName};
 use crate::peers::Peers;
+
+pub use handshake::Misfit;
 
 /// A request that is not answered within this time counts as lost.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -66,6 +74,19 @@ pub enum SwarmError {
         /// Why.
         message: String,
     },
+    /// A peer is reached by TCP, but no connection comes about, which fits with keys that do not.
+    #[error("peer {peer} is there, but the handshake fails: {misfit}")]
+    Misfit {
+        /// The peer.
+        peer: PeerId,
+        /// Whose key is missing or another, probably.
+        misfit: Misfit,
+    },
+    /// A private swarm is to be joined with no address of TCP to listen on.
+    #[error(
+        "swarm.listen has addresses of QUIC only, and a private swarm runs over TCP: add one such as /ip4/0.0.0.0/tcp/4601"
+    )]
+    OnlyQuic,
     /// A peer did not answer in time.
     #[error("peer {peer} did not answer within {:.1} s", within.as_secs_f64())]
     Silent {
@@ -111,20 +132,29 @@ pub struct Swarm {
     peers: Peers,
     /// Requests that each peer may still be asked at the same time.
     asking: Arc<Mutex<HashMap<PeerId, Arc<Semaphore>>>>,
+    /// The private swarm's name; none in the public one.
+    name: Option<SwarmName>,
 }
 
 impl Swarm {
-    /// Starts a swarm that keeps its blocks under `repository`, or in memory when there is none.
+    /// Starts a swarm that keeps its blocks under `repository`, or in memory when there is none. With a `membership` it
+    /// is a private one, and `config` is what [`private`] makes of it.
     ///
     /// # Errors
     /// When the repository cannot be opened or no listener comes up.
-    pub async fn start(keypair: &Keypair, config: &SwarmConfig, repository: Option<&Path>) -> Result<Self, SwarmError> {
+    pub async fn start(
+        keypair: &Keypair,
+        config: &SwarmConfig,
+        membership: Option<&Membership>,
+        repository: Option<&Path>,
+    ) -> Result<Self, SwarmError> {
         let peers = Peers::default();
         let settings = Settings {
             agent: crate::AGENT,
             repository: repository.map(Path::to_owned),
             listen: config.listen.clone(),
             bootstrap: config.bootstrap.clone(),
+            key: membership.map(|membership| membership.key.clone()),
             mdns: config.mdns,
             connections: config.connections,
             connections_per_peer: config.connections_per_peer,
@@ -145,8 +175,9 @@ impl Swarm {
         let node = accel_ipfs::start(keypair.clone(), settings, on_event)
             .await
             .map_err(|message| SwarmError::Ipfs { doing: "start the swarm", message })?;
-        let swarm = Self { ipfs: node, peers, asking: Arc::default() };
-        swarm.check_listeners(config).await?;
+        let name = membership.map(|membership| membership.name.clone());
+        let swarm = Self { ipfs: node, peers, asking: Arc::default(), name };
+        listeners::wait(&swarm.ipfs, &config.listen).await?;
         // A small swarm has no strangers to measure reachability; a node that listens serves the DHT.
         swarm.ipfs.dht_mode(rust_ipfs::DhtMode::Server).await.map_err(ipfs("serve the DHT"))?;
         for address in &config.external {
@@ -159,30 +190,14 @@ impl Swarm {
         Ok(swarm)
     }
 
-    /// Listening is reported late and failures only logged by rust-ipfs, so wait until each port answers for itself.
-    async fn check_listeners(&self, config: &SwarmConfig) -> Result<(), SwarmError> {
-        let mut events = self.ipfs.swarm_events().await.map_err(ipfs("watch the swarm"))?;
-        for wanted in &config.listen {
-            let is_up = |addresses: &[Multiaddr]| addresses.iter().any(|address| same_transport(address, wanted));
-            let wait = async {
-                while !is_up(&self.ipfs.listening_addresses().await.map_err(ipfs("list listeners"))?) {
-                    if events.next().await.is_none() {
-                        return Err(SwarmError::Listen { address: wanted.clone() });
-                    }
-                }
-                Ok::<(), SwarmError>(())
-            };
-            match tokio::time::timeout(DIAL_TIMEOUT, wait).await {
-                Ok(result) => result?,
-                Err(_) => return Err(SwarmError::Listen { address: wanted.clone() }),
-            }
-        }
-        Ok(())
-    }
-
     /// This node's id.
     pub fn id(&self) -> PeerId {
         self.ipfs.keypair().public().to_peer_id()
+    }
+
+    /// The name of the private swarm; none in the public one.
+    pub fn name(&self) -> Option<&SwarmName> {
+        self.name.as_ref()
     }
 
     /// Who is there.
@@ -216,16 +231,23 @@ impl Swarm {
     /// # Errors
     /// When the address names no peer or the peer cannot be reached.
     pub async fn connect_to(&self, address: &Multiaddr) -> Result<PeerId, SwarmError> {
-        let peer = address
-            .iter()
-            .last()
-            .and_then(|part| match part {
-                Protocol::P2p(peer) => Some(peer),
-                _ => None,
-            })
-            .ok_or_else(|| SwarmError::NoPeerId { address: address.clone() })?;
-        self.dial(peer, vec![address.clone()]).await?;
+        let peer = peer_of(address).ok_or_else(|| SwarmError::NoPeerId { address: address.clone() })?;
+        self.connect_by(peer, vec![address.clone()]).await?;
         Ok(peer)
+    }
+
+    /// Connects to `peer` by any of `addresses`.
+    ///
+    /// # Errors
+    /// When the peer cannot be reached, with what that has to do with private swarms, as far as it can be told.
+    pub async fn connect_by(&self, peer: PeerId, addresses: Vec<Multiaddr>) -> Result<(), SwarmError> {
+        let Err(failed) = self.dial(peer, addresses.clone()).await else { return Ok(()) };
+        if !failed.in_transport {
+            return Err(failed.error);
+        }
+        let misfits = join_all(addresses.iter().map(|address| handshake::misfit(address, self.name()))).await;
+        let misfit = misfits.into_iter().flatten().next();
+        Err(misfit.map_or(failed.error, |misfit| SwarmError::Misfit { peer, misfit }))
     }
 
     /// Makes sure that a connection to `peer` is open, by the addresses of its advert and those that the swarm knows.
@@ -239,21 +261,30 @@ impl Swarm {
         }
         let advertised = known.and_then(|known| known.advert).map(|advert| advert.addresses).unwrap_or_default();
         let addresses = advertised.iter().filter_map(|text| text.parse().ok()).collect();
-        self.dial(peer, addresses).await
+        self.dial(peer, addresses).await.map_err(|failed| failed.error)
     }
 
-    async fn dial(&self, peer: PeerId, addresses: Vec<Multiaddr>) -> Result<(), SwarmError> {
+    async fn dial(&self, peer: PeerId, addresses: Vec<Multiaddr>) -> Result<(), FailedDial> {
         // A dial that is already under way, from our side or by mDNS, must not make this one fail.
         let dial = DialOpts::peer_id(peer)
             .condition(PeerCondition::Always)
             .addresses(addresses)
             .extend_addresses_through_behaviour()
             .build();
-        let unreachable = |message: String| SwarmError::Unreachable { peer, message };
+        let failed = |in_transport: bool, message: String| FailedDial {
+            in_transport,
+            error: SwarmError::Unreachable { peer, message },
+        };
         match tokio::time::timeout(DIAL_TIMEOUT, self.ipfs.connect(dial)).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(unreachable(format!("{error:#}"))),
-            Err(_) => Err(unreachable(format!("no connection within {} s", DIAL_TIMEOUT.as_secs()))),
+            Ok(Err(error)) => {
+                let dial = match error.downcast_ref::<connexa::error::Error>() {
+                    Some(connexa::error::Error::Dial(dial)) => Some(&**dial),
+                    _ => None,
+                };
+                Err(failed(matches!(dial, Some(DialError::Transport(_))), format!("{error:#}")))
+            }
+            Err(_) => Err(failed(true, format!("no connection within {} s", DIAL_TIMEOUT.as_secs()))),
         }
     }
 
@@ -380,6 +411,43 @@ impl Swarm {
     }
 }
 
+/// The peer that `address` ends in.
+pub fn peer_of(address: &Multiaddr) -> Option<PeerId> {
+    match address.iter().last() {
+        Some(Protocol::P2p(peer)) => Some(peer),
+        _ => None,
+    }
+}
+
+/// A dial that did not end in a connection.
+#[derive(Debug)]
+struct FailedDial {
+    /// Whether nobody was met, as against somebody else.
+    in_transport: bool,
+    error: SwarmError,
+}
+
+/// What `config` becomes in a private swarm, whose key wraps TCP and not QUIC: the addresses of TCP, and the members to join
+/// by beside the peers of the configuration.
+///
+/// # Errors
+/// When nothing is left to listen on.
+pub fn private(config: &SwarmConfig, membership: &Membership, own: PeerId) -> Result<SwarmConfig, SwarmError> {
+    let mut private = config.clone();
+    for addresses in [&mut private.listen, &mut private.external, &mut private.bootstrap] {
+        addresses.retain(|address| !address.iter().any(|part| matches!(part, Protocol::Udp(_))));
+    }
+    if private.listen.is_empty() && !config.listen.is_empty() {
+        return Err(SwarmError::OnlyQuic);
+    }
+    if private.listen.len() < config.listen.len() {
+        tracing::info!(swarm = %membership.name, "QUIC is off in a private swarm, whose key does not wrap it");
+    }
+    let members = membership.bootstrap.iter().filter(|member| member.peer != own);
+    private.bootstrap.extend(members.map(|member| member.to_multiaddr()));
+    Ok(private)
+}
+
 /// What `stream` gives within `limit`; once it has given something, only what comes soon after.
 async fn gather<T>(stream: impl Stream<Item = T>, limit: Duration) -> Vec<T> {
     let mut stream = std::pin::pin!(stream);
@@ -392,20 +460,4 @@ async fn gather<T>(stream: impl Stream<Item = T>, limit: Duration) -> Vec<T> {
         gathered.push(item);
     }
     gathered
-}
-
-fn same_transport(found: &Multiaddr, wanted: &Multiaddr) -> bool {
-    let port = |address: &Multiaddr| {
-        address.iter().find_map(|part| match part {
-            Protocol::Tcp(port) => Some((false, port)),
-            Protocol::Udp(port) => Some((true, port)),
-            _ => None,
-        })
-    };
-    match (port(found), port(wanted)) {
-        (Some((found_udp, found_port)), Some((wanted_udp, wanted_port))) => {
-            found_udp == wanted_udp && (wanted_port == 0 || found_port == wanted_port)
-        }
-        _ => false,
-    }
 }

@@ -17,7 +17,7 @@ use accel_protocol::ModelRef;
 use multihash_codetable::{Code, MultihashDigest};
 use serde::{Deserialize, Serialize};
 
-use crate::whole_file;
+use crate::data_dir;
 
 const FORMAT: u32 = 1;
 /// Models whose counts are kept; the file that was written longest ago goes first.
@@ -258,7 +258,7 @@ fn write(path: &Path, file: &FileFormat) -> Result<(), FileError> {
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory)?;
     }
-    Ok(whole_file::replace(path, &text, whole_file::FOR_ALL)?)
+    Ok(data_dir::replace(path, &text)?)
 }
 
 /// What is counted when so many tokens more have gone through all layers.

@@ -209,7 +209,7 @@ impl Fetches {
 async fn swarm() -> Result<Swarm> {
     let listen = vec!["/ip4/127.0.0.1/tcp/0".parse()?];
     let config = SwarmConfig { listen, mdns: false, ..SwarmConfig::default() };
-    Ok(Swarm::start(&Keypair::generate_ed25519(), &config, None).await?)
+    Ok(Swarm::start(&Keypair::generate_ed25519(), &config, None, None).await?)
 }
 
 /// Waits until a node has heard what so many of its peers hold, as one has that is in the swarm for a moment.

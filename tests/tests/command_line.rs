@@ -114,6 +114,8 @@ async fn shells_get_completions_that_know_every_command() -> Result<()> {
             "peers",
             "connect",
             "id",
+            "swarm",
+            "rotate-key",
             "hardware",
             "experts",
             "completions",

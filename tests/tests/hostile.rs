@@ -54,6 +54,7 @@ impl Stranger {
             repository: None,
             listen: Vec::new(),
             bootstrap: Vec::new(),
+            key: None,
             mdns: false,
             connections: 8,
             connections_per_peer: 4,

@@ -153,7 +153,7 @@ impl Idle {
     async fn start(model: ModelRef, says: Vec<JobEvent>) -> anyhow::Result<Self> {
         let listen = vec!["/ip4/127.0.0.1/tcp/0".parse()?];
         let config = SwarmConfig { listen, mdns: false, ..SwarmConfig::default() };
-        let swarm = Swarm::start(&libp2p::identity::Keypair::generate_ed25519(), &config, None).await?;
+        let swarm = Swarm::start(&libp2p::identity::Keypair::generate_ed25519(), &config, None, None).await?;
         let address = swarm.listen_addresses().await?.first().context("it listens")?.clone();
         let peer = swarm.id();
         let ipfs = swarm.ipfs().clone();

@@ -289,7 +289,7 @@ async fn a_model_that_was_here_before_the_start_is_told_of_in_the_dht() -> anyho
     let provider = cluster.start("provider", false, &[&meeting]).await?;
     let listen = vec!["/ip4/127.0.0.1/tcp/0".parse()?];
     let config = SwarmConfig { listen, mdns: false, ..SwarmConfig::default() };
-    let seeker = Swarm::start(&libp2p::identity::Keypair::generate_ed25519(), &config, None).await?;
+    let seeker = Swarm::start(&libp2p::identity::Keypair::generate_ed25519(), &config, None, None).await?;
     seeker.connect_to(&meeting.addresses()[0].parse()?).await?;
     eventually("the provider is found", async || {
         let found: Vec<_> = seeker.ipfs().get_providers(model.cid).await?.collect().await;

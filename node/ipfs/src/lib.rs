@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use connexa::behaviour::BehaviourEvent;
 use connexa::prelude::swarm::SwarmEvent;
+use connexa::prelude::transport::pnet::PreSharedKey;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use libp2p::identity::Keypair;
@@ -30,6 +31,16 @@ pub use rust_ipfs::RequestResponseConfig;
 const IDLE_CONNECTION_SECONDS: u64 = 120;
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 
+/// The key of a private swarm. It shows itself to nobody who prints it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SwarmKey(pub [u8; 32]);
+
+impl std::fmt::Debug for SwarmKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SwarmKey(..)")
+    }
+}
+
 /// What a node is started with.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -41,6 +52,8 @@ pub struct Settings {
     pub listen: Vec<Multiaddr>,
     /// Peers to join by.
     pub bootstrap: Vec<Multiaddr>,
+    /// The key of the private swarm that it is in. The key wraps TCP and not QUIC, so QUIC is off with it.
+    pub key: Option<SwarmKey>,
     /// Whether to find peers on the local network.
     pub mdns: bool,
     /// Connections held at most.
@@ -108,7 +121,6 @@ fn builder(keypair: &Keypair, settings: Settings) -> std::io::Result<IpfsBuilder
     let (connections, per_peer) = (settings.connections, settings.connections_per_peer);
     let mut builder = IpfsBuilder::with_keypair(keypair)?
         .enable_tcp()
-        .enable_quic()
         .with_identify(IdentifyConfiguration { agent_version: settings.agent.to_owned(), ..Default::default() })
         .with_ping(ping::Config::new().with_interval(PING_INTERVAL))
         .with_kademlia()
@@ -129,6 +141,10 @@ fn builder(keypair: &Keypair, settings: Settings) -> std::io::Result<IpfsBuilder
         })
         .set_idle_connection_timeout(IDLE_CONNECTION_SECONDS)
         .set_listening_addrs(settings.listen);
+    builder = match settings.key {
+        Some(SwarmKey(key)) => builder.enable_pnet(PreSharedKey::new(key)),
+        None => builder.enable_quic(),
+    };
     if settings.mdns {
         builder = builder.with_mdns();
     }

@@ -38,6 +38,10 @@ pub struct NodeView {
     pub peer: String,
     /// Where it listens, with its id.
     pub addresses: Vec<String>,
+    /// The name of the private swarm that it is in; none in the public one.
+    pub swarm: Option<String>,
+    /// How many times it has been started in its process: once more whenever it goes into another swarm.
+    pub starts: u64,
     /// The program and version.
     pub agent: String,
     /// The arithmetic it computes with.

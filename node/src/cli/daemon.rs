@@ -7,13 +7,20 @@ use tracing_subscriber::EnvFilter;
 
 use super::CliError;
 use super::interrupts::Interrupts;
+use super::membership::Token;
 use super::output::Output;
 use crate::config::{Config, LogConfig, LogFormat, Overrides};
 use crate::daemon::Daemon;
+use crate::membership;
+use crate::peers::unix_ms;
 
 /// How a daemon runs in the foreground.
-#[derive(Clone, Copy, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub struct Foreground {
+    /// Go into the private swarm of this invite, now and at every later start; @FILE reads it from a file, - from standard
+    /// input
+    #[arg(long, env = "ACCEL_JOIN", hide_env_values = true, value_name = "TOKEN")]
+    join: Option<Token>,
     /// Stop when standard input closes
     #[arg(long, hide = true)]
     pub attached: bool,
@@ -31,13 +38,25 @@ pub(super) async fn run_daemon(
 ) -> Result<(), CliError> {
     let config = Config::load(overrides)?;
     start_log(&config.log)?;
-    let daemon = Daemon::start(&config).await?;
+    if let Some(token) = &foreground.join {
+        membership::join(&config.data_dir, &token.read()?, unix_ms() / 1000)?;
+    }
+    let mut daemon = Daemon::start(&config).await?;
+    let mut changes = daemon.changes();
     let ready = daemon.ready().await?;
     output.value(&ready, |ready| ready.addresses.join("\n"))?;
-    let broke_down = tokio::select! {
-        () = closed_input(), if foreground.attached => false,
-        () = interrupts.next() => false,
-        () = daemon.broke_down() => true,
+    let mut closed_input = std::pin::pin!(closed_input());
+    let broke_down = loop {
+        tokio::select! {
+            () = &mut closed_input, if foreground.attached => break false,
+            () = interrupts.next() => break false,
+            () = daemon.broke_down() => break true,
+            Ok(()) = changes.changed() => {}
+        }
+        daemon = tokio::select! {
+            restarted = daemon.restart(&config) => restarted?,
+            () = interrupts.next() => return Err(CliError::Interrupted),
+        };
     };
     tokio::select! {
         () = daemon.stop() => {}

@@ -12,6 +12,7 @@ use libp2p::Multiaddr;
 use super::answer::{Answer, ask};
 use super::interrupts::Interrupts;
 use super::jobs::{GenerationArgs, body, find_model, off_the_runtime};
+use super::membership::Token;
 use super::output::Output;
 use super::session::Session;
 use super::shown::shown;
@@ -77,6 +78,9 @@ pub(super) struct RunArgs {
     /// Submit straight to this peer with a throw-away identity; no daemon is needed
     #[arg(long, value_name = "MULTIADDR")]
     peer: Option<Multiaddr>,
+    /// With --peer: the invite to that peer's private swarm; @FILE reads it from a file
+    #[arg(long, value_name = "TOKEN", requires = "peer")]
+    invite: Option<Token>,
     #[command(flatten)]
     generation: GenerationArgs,
 }
@@ -212,8 +216,9 @@ pub(super) async fn run(
 pub(super) async fn run_direct(args: RunArgs, interrupts: &mut Interrupts, output: &Output) -> Result<(), CliError> {
     let Some(peer) = args.peer.clone() else { return Ok(()) };
     let model = models::parse(&args.model)?;
+    let invite = args.invite.as_ref().map(Token::read).transpose()?;
     let input = interrupts.unless(args.input()).await?;
-    let session = interrupts.unless(Session::throw_away()).await?;
+    let session = interrupts.unless(Session::throw_away(invite.as_ref())).await?;
     let result = async {
         let address = peer.to_string();
         let connected = async { Ok(session.api.connect(&address).await?) };

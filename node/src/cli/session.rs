@@ -12,7 +12,10 @@ use super::interrupts::Interrupts;
 use super::output::Output;
 use crate::api::{Api, ApiError};
 use crate::config::{Config, Overrides};
-use crate::daemon::{self, Daemon, DaemonError};
+use crate::daemon::{Daemon, DaemonError};
+use crate::data_dir::{self, DataDirError};
+use crate::membership::{self, Invite};
+use crate::peers::unix_ms;
 
 /// How long a daemon that holds the lock may take to answer or to go.
 const LOCKED: Duration = Duration::from_secs(30);
@@ -54,14 +57,18 @@ impl Session {
         }
     }
 
-    /// A daemon that listens nowhere, runs nothing, and leaves nothing behind.
-    pub(super) async fn throw_away() -> Result<Self, CliError> {
+    /// A daemon that listens nowhere, runs nothing, and leaves nothing behind; in the private swarm of `invite`, if there is
+    /// one.
+    pub(super) async fn throw_away(invite: Option<&Invite>) -> Result<Self, CliError> {
         let directory = tempfile::tempdir().map_err(|source| CliError::File { path: std::env::temp_dir(), source })?;
         let mut config = Config { data_dir: directory.path().to_owned(), ..Config::default() };
         config.api.listen.set_port(0);
         config.swarm.listen.clear();
         config.swarm.mdns = false;
         config.jobs.serve = false;
+        if let Some(invite) = invite {
+            membership::join(directory.path(), invite, unix_ms() / 1000)?;
+        }
         let own = Daemon::start(&config).await?;
         Ok(Self { _throw_away: Some(directory), ..Self::with_own(own) })
     }
@@ -91,15 +98,15 @@ impl Session {
 async fn share(data_dir: &Path) -> Result<File, CliError> {
     let data_dir = data_dir.to_owned();
     let share = tokio::task::spawn_blocking(move || {
-        let (path, file) = daemon::open_lock(&data_dir, "commands.lock")?;
-        file.lock_shared().map_err(|source| DaemonError::DataDir { path, source })?;
-        Ok(file)
+        let (path, file) = data_dir::open_lock(&data_dir, "commands.lock")?;
+        file.lock_shared().map_err(data_dir::at(&path))?;
+        Ok::<_, DataDirError>(file)
     });
     let broke = |error: tokio::task::JoinError| CliError::Failed {
         doing: "wait for other commands".to_owned(),
         message: error.to_string(),
     };
-    share.await.map_err(broke)?.map_err(CliError::Daemon)
+    Ok(share.await.map_err(broke)??)
 }
 
 /// Waits until this is the only command; none when the system cannot tell.

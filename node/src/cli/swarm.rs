@@ -47,6 +47,7 @@ pub(super) async fn id(api: &Api, output: &Output) -> Result<(), CliError> {
         for address in &node.addresses {
             text.push_str(&format!("address     {address}\n"));
         }
+        text.push_str(&format!("swarm       {}\n", in_words(node.swarm.as_deref())));
         text.push_str(&format!(
             "agent       {}\narithmetic  {}\nruns jobs   {}\nload        {} of {}\ndisk        {} of {}",
             node.agent,
@@ -58,6 +59,13 @@ pub(super) async fn id(api: &Api, output: &Output) -> Result<(), CliError> {
             bytes(node.quota_bytes),
         ));
         text
+    })
+}
+
+/// A swarm and what carries it.
+pub(super) fn in_words(swarm: Option<&str>) -> String {
+    swarm.map_or("public, over TCP and QUIC".to_owned(), |name| {
+        format!("{name}, private, over TCP with a pre-shared key")
     })
 }
 

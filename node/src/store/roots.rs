@@ -12,7 +12,7 @@ use cid::Cid;
 use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
-use crate::whole_file;
+use crate::data_dir;
 
 const FORMAT: u32 = 1;
 
@@ -166,7 +166,7 @@ impl Roots {
         };
         let text = serde_json::to_vec_pretty(&file)
             .map_err(|error| StoreError::Io { path: self.path.clone(), source: error.into() })?;
-        whole_file::replace(&self.path, &text, whole_file::FOR_ALL)
+        data_dir::replace(&self.path, &text)
             .map_err(|error| StoreError::writing(self.path.clone(), text.len() as u64, error))?;
         self.list = list;
         Ok(())

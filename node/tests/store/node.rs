@@ -31,6 +31,7 @@ pub async fn start_with_quota(quota_bytes: u64) -> Node {
         repository: Some(directory.path().to_owned()),
         listen: Vec::new(),
         bootstrap: Vec::new(),
+        key: None,
         mdns: false,
         connections: 64,
         connections_per_peer: 4,
