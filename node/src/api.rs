@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::names::Named;
 pub use body::{
     AddRequest, Added, Cut, ExpertsView, FilePart, FreedView, HolderView, JobBody, LayerExpertsView, Line, LoadBody,
-    LoadedView, MemberView, ModelParts, ModelView, NodeView, PlanBody, PlanView, PredictionView, Pulled, Split,
+    LoadedView, MemberView, ModelParts, ModelView, NodeView, PlanBody, PlanView, PredictionView, Pulled, Reach, Split,
     SpreadView, StageView, TensorPart, Transfer, WayView, default_deadline_ms,
 };
 

@@ -88,6 +88,8 @@ pub struct SwarmConfig {
     pub bootstrap: Vec<Multiaddr>,
     /// Find peers on the local network.
     pub mdns: bool,
+    /// Pass connections on between peers that cannot reach each other; small ones only, and no models.
+    pub relay: bool,
     /// Connections held at most.
     pub connections: u32,
     /// Connections held at most with one peer.
@@ -182,6 +184,7 @@ impl Default for SwarmConfig {
             external: Vec::new(),
             bootstrap: Vec::new(),
             mdns: true,
+            relay: true,
             connections: 256,
             connections_per_peer: 4,
         }

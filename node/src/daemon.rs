@@ -196,6 +196,8 @@ impl Node {
             }
         });
         tasks.spawn(watched("adverts", node.clone().run(stop.clone()), stop.clone()));
+        let reached = swarm.clone().stay_reachable(stop.clone());
+        tasks.spawn(watched("the way to this node", reached, stop.clone()));
         let joined = rejoin::run(swarm.clone(), swarm_config.bootstrap, stop.clone());
         tasks.spawn(watched("peers to join by", joined, stop.clone()));
         let told = records::run(node.store.clone(), swarm.peers().clone(), stop.clone());

@@ -15,6 +15,7 @@ mod watch;
 
 use std::sync::Arc;
 
+use accel_ipfs::Reachability;
 use accel_protocol::limits::BLOB_INPUT_BYTES;
 use accel_protocol::{Device, ErrorCode, EventRecord, JobError, JobId, JobSpec, JobStatus, Rejection};
 use axum::body::{Body, Bytes};
@@ -30,7 +31,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::advert::Advertiser;
-use crate::api::{JobBody, Line, NodeView, PREFIX};
+use crate::api::{JobBody, Line, NodeView, PREFIX, Reach};
 use crate::daemon::Reload;
 use crate::jobs::{Job, Owner};
 use crate::names::Names;
@@ -185,13 +186,21 @@ fn lines<T: Serialize + Send + 'static>(values: impl Stream<Item = T> + Send + '
 async fn node(State(shared): State<Shared>) -> Result<Json<NodeView>, Refusal> {
     let swarm = &shared.node.swarm;
     let peer = swarm.id();
-    let addresses = swarm.listen_addresses().await?.iter().map(|address| format!("{address}/p2p/{peer}")).collect();
+    let addresses: Vec<String> =
+        swarm.listen_addresses().await?.iter().map(|address| format!("{address}/p2p/{peer}")).collect();
+    let is_relayed = addresses.iter().any(|address| address.contains("/p2p-circuit"));
     let usage = shared.node.store.usage();
     Ok(Json(NodeView {
         peer: peer.to_string(),
         addresses,
         swarm: swarm.name().map(ToString::to_string),
         starts: shared.reload.starts(),
+        reachability: match swarm.reachability() {
+            Reachability::Unknown => Reach::Unknown,
+            Reachability::Public => Reach::Public,
+            Reachability::Private if is_relayed => Reach::Relayed,
+            Reachability::Private => Reach::Private,
+        },
         agent: crate::AGENT.to_owned(),
         arithmetic: accel_pipelines::arithmetic().0,
         serves_jobs: shared.node.scheduler.serves(),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use accel_ipfs::Way;
 use accel_protocol::limits::{ADVERT_ADDRESSES, ADVERT_BYTES, ADVERT_LIFE_MS, ADVERT_MODELS};
 use accel_protocol::{Advert, ModelRef, frame};
 use libp2p::PeerId;
@@ -22,8 +23,29 @@ pub struct Peer {
     number: u64,
     /// Its last round trip.
     pub round_trip: Option<Duration>,
+    /// Direct connections that are open.
+    direct: usize,
+    /// Connections that are open by a relay.
+    relayed: usize,
+}
+
+impl Peer {
     /// Whether a connection is open.
-    pub connected: bool,
+    pub fn is_connected(&self) -> bool {
+        self.direct + self.relayed > 0
+    }
+
+    /// Whether connections are open, and all go by a relay.
+    pub fn is_only_relayed(&self) -> bool {
+        self.direct == 0 && self.relayed > 0
+    }
+
+    fn connections(&mut self, way: Way) -> &mut usize {
+        match way {
+            Way::Direct => &mut self.direct,
+            Way::Relayed => &mut self.relayed,
+        }
+    }
 }
 
 /// A peer as `peers` shows it.
@@ -33,6 +55,8 @@ pub struct PeerView {
     pub peer: String,
     /// Whether a connection is open.
     pub connected: bool,
+    /// Whether it is reached by a relay only, so that nothing large travels between it and this node.
+    pub relayed: bool,
     /// Its last round trip in milliseconds.
     pub round_trip_ms: Option<f64>,
     /// What it last told about itself.
@@ -70,9 +94,15 @@ impl Peers {
         self.changed.send_modify(|version| *version += 1);
     }
 
-    /// A connection to `peer` opened or the last one closed.
-    pub fn set_connected(&self, peer: PeerId, connected: bool) {
-        self.update(peer, |known| known.connected = connected);
+    /// A connection to `peer` opened.
+    pub fn add_connection(&self, peer: PeerId, way: Way) {
+        self.update(peer, |known| *known.connections(way) += 1);
+        self.tell();
+    }
+
+    /// A connection to `peer` closed.
+    pub fn remove_connection(&self, peer: PeerId, way: Way) {
+        self.update(peer, |known| *known.connections(way) = known.connections(way).saturating_sub(1));
         self.tell();
     }
 
@@ -119,17 +149,17 @@ impl Peers {
     /// Peers that are connected and have not told about themselves.
     pub fn silent(&self) -> Vec<PeerId> {
         let table = self.table();
-        table.iter().filter(|(_, peer)| peer.connected && peer.advert.is_none()).map(|(id, _)| *id).collect()
+        table.iter().filter(|(_, peer)| peer.is_connected() && peer.advert.is_none()).map(|(id, _)| *id).collect()
     }
 
     /// Whether a connection to `peer` is open.
     pub fn is_connected(&self, peer: &PeerId) -> bool {
-        self.table().get(peer).is_some_and(|known| known.connected)
+        self.table().get(peer).is_some_and(Peer::is_connected)
     }
 
     /// Whether a connection to anybody is open.
     pub fn any_connected(&self) -> bool {
-        self.table().values().any(|peer| peer.connected)
+        self.table().values().any(Peer::is_connected)
     }
 
     /// Peers whose adverts name `model`, or its root.
@@ -148,10 +178,11 @@ impl Peers {
         let mut view: Vec<PeerView> = self
             .all()
             .into_iter()
-            .filter(|(_, peer)| peer.connected || peer.advert.is_some())
+            .filter(|(_, peer)| peer.is_connected() || peer.advert.is_some())
             .map(|(id, peer)| PeerView {
                 peer: id.to_string(),
-                connected: peer.connected,
+                connected: peer.is_connected(),
+                relayed: peer.is_only_relayed(),
                 round_trip_ms: peer.round_trip.map(|time| time.as_secs_f64() * 1e3),
                 advert: peer.advert,
             })
@@ -175,7 +206,7 @@ fn without_expired(mut peer: Peer) -> Peer {
 
 fn forget_one(table: &mut HashMap<PeerId, Peer>) {
     let expiry = |peer: &Peer| peer.advert.as_ref().map_or(0, |advert| advert.expires_unix_ms);
-    let oldest = table.iter().filter(|(_, peer)| !peer.connected).min_by_key(|(_, peer)| expiry(peer));
+    let oldest = table.iter().filter(|(_, peer)| !peer.is_connected()).min_by_key(|(_, peer)| expiry(peer));
     if let Some(id) = oldest.map(|(id, _)| *id) {
         table.remove(&id);
     }

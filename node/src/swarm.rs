@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use accel_ipfs::{GossipsubEvent, PeerEvent, RequestResponseConfig, Settings};
+use accel_ipfs::{GossipsubEvent, PeerEvent, Reachability, RelayConfig, RequestResponseConfig, Settings};
 use accel_protocol::frame::{self, FrameError};
 use accel_protocol::limits::{ADVERT_BYTES, FRAME_BYTES, STREAMS_PER_PEER};
 use accel_protocol::message::{ADVERTS_TOPIC, JOBS_PROTOCOL, OUTPUT_PROTOCOL};
@@ -22,13 +22,14 @@ use libp2p::swarm::DialError;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use rust_ipfs::Ipfs;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::SwarmConfig;
 use crate::frames::FrameStream;
 use crate::membership::{Membership, SwarmName};
-use crate::peers::Peers;
+use crate::peers::{Peer, Peers};
 
 pub use handshake::Misfit;
 
@@ -46,6 +47,16 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 const MORE_PROVIDERS: Duration = Duration::from_millis(300);
 /// Peers whose places for requests are remembered while none is in use.
 const ASKED: usize = 1024;
+/// How long two peers that a relay has connected get to find a way to each other.
+const TRAVERSAL: Duration = Duration::from_secs(5);
+/// What a relay passes on in one connection: what is said about jobs, and small jobs with their answers; no weights.
+const RELAYED_BYTES: u64 = 16 << 20;
+const RELAYED_FOR: Duration = Duration::from_secs(30 * 60);
+/// Peers that a relay is there for at once.
+const RESERVATIONS: usize = 128;
+/// Connections that a relay passes on at once, and of one peer.
+const RELAYED: usize = 64;
+const RELAYED_PER_PEER: usize = 8;
 /// Providers of one model that are asked.
 const PROVIDERS: usize = 16;
 
@@ -104,6 +115,12 @@ pub enum SwarmError {
         #[source]
         source: FrameError,
     },
+    /// A peer is reached by a relay, and nothing large goes that way.
+    #[error("peer {peer} is reached by a relay only, and models and their numbers travel by no relay")]
+    OnlyRelayed {
+        /// The peer.
+        peer: PeerId,
+    },
     /// A stream broke.
     #[error("the stream with peer {peer} broke: {source}")]
     Stream {
@@ -134,6 +151,8 @@ pub struct Swarm {
     asking: Arc<Mutex<HashMap<PeerId, Arc<Semaphore>>>>,
     /// The private swarm's name; none in the public one.
     name: Option<SwarmName>,
+    /// Whether others can open connections to this node.
+    reachability: watch::Sender<Reachability>,
 }
 
 impl Swarm {
@@ -163,20 +182,23 @@ impl Swarm {
                 .set_max_request_size(FRAME_BYTES)
                 .set_max_response_size(FRAME_BYTES)
                 .set_concurrent_streams(STREAMS_PER_PEER),
+            relay: relayed(config.relay),
             // An advert with what gossip adds to it: sender, number, signature, topic.
             gossip_bytes: 2 * ADVERT_BYTES,
         };
-        let table = peers.clone();
+        let (table, reachability) = (peers.clone(), watch::Sender::default());
+        let told = reachability.clone();
         let on_event = Box::new(move |event| match event {
-            PeerEvent::Connected(peer) => table.set_connected(peer, true),
-            PeerEvent::Disconnected(peer) => table.set_connected(peer, false),
+            PeerEvent::Connected(peer, way) => table.add_connection(peer, way),
+            PeerEvent::Disconnected(peer, way) => table.remove_connection(peer, way),
             PeerEvent::RoundTrip(peer, time) => table.set_round_trip(peer, time),
+            PeerEvent::Reachability(found) => told.send_modify(|known| *known = found),
         });
         let node = accel_ipfs::start(keypair.clone(), settings, on_event)
             .await
             .map_err(|message| SwarmError::Ipfs { doing: "start the swarm", message })?;
         let name = membership.map(|membership| membership.name.clone());
-        let swarm = Self { ipfs: node, peers, asking: Arc::default(), name };
+        let swarm = Self { ipfs: node, peers, asking: Arc::default(), name, reachability };
         listeners::wait(&swarm.ipfs, &config.listen).await?;
         // A small swarm has no strangers to measure reachability; a node that listens serves the DHT.
         swarm.ipfs.dht_mode(rust_ipfs::DhtMode::Server).await.map_err(ipfs("serve the DHT"))?;
@@ -200,6 +222,31 @@ impl Swarm {
         self.name.as_ref()
     }
 
+    /// Whether others can open connections to this node, as far as they have said.
+    pub fn reachability(&self) -> Reachability {
+        *self.reachability.borrow()
+    }
+
+    /// Has others pass connections on to this node as long as it cannot be reached, until `stop`.
+    ///
+    /// # Errors
+    /// When the swarm has stopped.
+    pub async fn stay_reachable(self, stop: CancellationToken) -> Result<(), SwarmError> {
+        let mut reachability = self.reachability.subscribe();
+        loop {
+            let found = *reachability.borrow_and_update();
+            match found {
+                Reachability::Unknown => {}
+                Reachability::Public => self.ipfs.disable_autorelay().await.map_err(ipfs("need no relay"))?,
+                Reachability::Private => self.ipfs.enable_autorelay().await.map_err(ipfs("ask for a relay"))?,
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Ok(()) = reachability.changed() => tracing::info!(reachability = ?*reachability.borrow(), "peers have tried"),
+            }
+        }
+    }
+
     /// Who is there.
     pub fn peers(&self) -> &Peers {
         &self.peers
@@ -221,7 +268,8 @@ impl Swarm {
                 address.pop();
             }
         }
-        addresses.sort();
+        // Where there is a relay, nothing else may lead here: it comes first, should not all addresses be told.
+        addresses.sort_by_key(|address| (!is_relayed(address), address.clone()));
         addresses.dedup();
         Ok(addresses)
     }
@@ -256,12 +304,31 @@ impl Swarm {
     /// When the peer cannot be reached.
     pub async fn connect(&self, peer: PeerId) -> Result<(), SwarmError> {
         let known = self.peers.get(&peer);
-        if known.as_ref().is_some_and(|known| known.connected) {
+        if known.as_ref().is_some_and(Peer::is_connected) {
             return Ok(());
         }
         let advertised = known.and_then(|known| known.advert).map(|advert| advert.addresses).unwrap_or_default();
         let addresses = advertised.iter().filter_map(|text| text.parse().ok()).collect();
         self.dial(peer, addresses).await.map_err(|failed| failed.error)
+    }
+
+    /// Makes sure that a connection to `peer` is open that goes by no relay, for what is too large to be passed on.
+    ///
+    /// # Errors
+    /// When the peer cannot be reached, or by a relay only.
+    pub async fn connect_directly(&self, peer: PeerId) -> Result<(), SwarmError> {
+        self.connect(peer).await?;
+        let is_direct = || self.peers.get(&peer).is_some_and(|known| known.is_connected() && !known.is_only_relayed());
+        let mut changes = self.peers.changes();
+        let found = async {
+            // The two ends look for a way to each other as soon as they are connected.
+            while !is_direct() {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(TRAVERSAL, found).await.map_err(|_| SwarmError::OnlyRelayed { peer })
     }
 
     async fn dial(&self, peer: PeerId, addresses: Vec<Multiaddr>) -> Result<(), FailedDial> {
@@ -396,7 +463,7 @@ impl Swarm {
 
     /// The peer, if a connection to it is open or can be opened.
     async fn reach(&self, peer: PeerId) -> Option<PeerId> {
-        match self.connect(peer).await {
+        match self.connect_directly(peer).await {
             Ok(()) => Some(peer),
             Err(error) => {
                 tracing::debug!(%error, "a provider is left out");
@@ -446,6 +513,23 @@ pub fn private(config: &SwarmConfig, membership: &Membership, own: PeerId) -> Re
     let members = membership.bootstrap.iter().filter(|member| member.peer != own);
     private.bootstrap.extend(members.map(|member| member.to_multiaddr()));
     Ok(private)
+}
+
+/// How much this node passes on between others; nothing where it is no relay.
+fn relayed(is_relay: bool) -> RelayConfig {
+    let (reservations, circuits) = if is_relay { (RESERVATIONS, RELAYED) } else { (0, 0) };
+    RelayConfig {
+        max_reservations: reservations,
+        max_circuits: circuits,
+        max_circuits_per_peer: RELAYED_PER_PEER,
+        max_circuit_duration: RELAYED_FOR,
+        max_circuit_bytes: RELAYED_BYTES,
+        ..RelayConfig::default()
+    }
+}
+
+fn is_relayed(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::P2pCircuit)
 }
 
 /// What `stream` gives within `limit`; once it has given something, only what comes soon after.

@@ -10,6 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 
 use crate::cluster::Cluster;
+use crate::machine::Machine;
 
 /// A command that has not ended by then hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -59,6 +60,11 @@ impl CommandLine {
     pub fn new(cluster: &Cluster, data_dir: &Path) -> Self {
         let (home, here) = (cluster.path("home"), cluster.path(""));
         Self { program: cluster.program().clone(), data_dir: data_dir.to_owned(), home, here }
+    }
+
+    /// Commands on `data_dir` that are given on another machine.
+    pub fn on(machine: &Machine, cluster: &Cluster, data_dir: &Path) -> Self {
+        Self { program: machine.program().clone(), ..Self::new(cluster, data_dir) }
     }
 
     /// A command that is ready to run, with its streams in pipes. It ends with whoever started it.

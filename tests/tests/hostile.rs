@@ -55,6 +55,7 @@ impl Stranger {
             listen: Vec::new(),
             bootstrap: Vec::new(),
             key: None,
+            relay: accel_ipfs::RelayConfig::default(),
             mdns: false,
             connections: 8,
             connections_per_peer: 4,

@@ -42,6 +42,8 @@ pub struct NodeView {
     pub swarm: Option<String>,
     /// How many times it has been started in its process: once more whenever it goes into another swarm.
     pub starts: u64,
+    /// Whether others can open connections to it, as far as they have said: `public`, `private` or `unknown`.
+    pub reachability: Reach,
     /// The program and version.
     pub agent: String,
     /// The arithmetic it computes with.
@@ -54,6 +56,20 @@ pub struct NodeView {
     pub used_bytes: u64,
     /// Bytes of blocks at most.
     pub quota_bytes: u64,
+}
+
+/// Whether others can open connections to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reach {
+    /// Nobody has tried.
+    Unknown,
+    /// They can.
+    Public,
+    /// They cannot, and no relay passes connections on to it.
+    Private,
+    /// They cannot, but a relay passes connections on to it.
+    Relayed,
 }
 
 /// A request to import.

@@ -4,7 +4,7 @@ use accel_protocol::{Advert, Device};
 
 use super::CliError;
 use super::output::{Output, bytes, table};
-use crate::api::Api;
+use crate::api::{Api, Reach};
 
 pub(super) async fn peers(api: &Api, output: &Output) -> Result<(), CliError> {
     let peers = api.peers().await?;
@@ -16,7 +16,12 @@ pub(super) async fn peers(api: &Api, output: &Output) -> Result<(), CliError> {
             let told = |show: fn(&Advert) -> String| peer.advert.as_ref().map_or("-".to_owned(), show);
             vec![
                 peer.peer.clone(),
-                if peer.connected { "yes" } else { "no" }.to_owned(),
+                match (peer.connected, peer.relayed) {
+                    (true, true) => "by a relay",
+                    (true, false) => "yes",
+                    (false, _) => "no",
+                }
+                .to_owned(),
                 peer.round_trip_ms.map_or("-".to_owned(), |ms| format!("{ms:.1} ms")),
                 told(|advert| if advert.serves_jobs { "yes" } else { "no" }.to_owned()),
                 told(|advert| format!("{}/{}", advert.load.running + advert.load.queued, advert.load.capacity)),
@@ -48,6 +53,7 @@ pub(super) async fn id(api: &Api, output: &Output) -> Result<(), CliError> {
             text.push_str(&format!("address     {address}\n"));
         }
         text.push_str(&format!("swarm       {}\n", in_words(node.swarm.as_deref())));
+        text.push_str(&format!("reachable   {}\n", reach(node.reachability)));
         text.push_str(&format!(
             "agent       {}\narithmetic  {}\nruns jobs   {}\nload        {} of {}\ndisk        {} of {}",
             node.agent,
@@ -67,6 +73,16 @@ pub(super) fn in_words(swarm: Option<&str>) -> String {
     swarm.map_or("public, over TCP and QUIC".to_owned(), |name| {
         format!("{name}, private, over TCP with a pre-shared key")
     })
+}
+
+/// Whether others can open connections to this node, for people.
+pub(super) fn reach(reach: Reach) -> &'static str {
+    match reach {
+        Reach::Unknown => "not known: no peer with a public address has tried yet",
+        Reach::Public => "yes: peers have opened connections to it",
+        Reach::Private => "no: it is behind NAT or a firewall, and no peer passes connections on to it",
+        Reach::Relayed => "by a relay: it is behind NAT or a firewall",
+    }
 }
 
 pub(super) async fn hardware(api: &Api, output: &Output) -> Result<(), CliError> {

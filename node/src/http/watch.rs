@@ -44,7 +44,7 @@ async fn metrics(State(shared): State<Shared>) -> Result<Response, Refusal> {
     let state = metrics::State {
         running: load.running,
         waiting: load.queued,
-        peers: shared.node.swarm.peers().all().iter().filter(|(_, peer)| peer.connected).count(),
+        peers: shared.node.swarm.peers().all().iter().filter(|(_, peer)| peer.is_connected()).count(),
         models: scheduler.models().loaded().len(),
         memory_used_bytes: memory.used_bytes(),
         memory_budget_bytes: Some(memory.budget_bytes()).filter(|bytes| *bytes < u64::MAX),

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use accel_protocol::limits::INLINE_INPUT_BYTES;
 use accel_protocol::{Advert, Arithmetic, ErrorCode, JobError, JobSpec, Load};
 use libp2p::PeerId;
 
@@ -82,7 +83,12 @@ pub async fn best(
         };
         places.push((cost, Place::Here));
     }
+    // A large input travels by CID, and that by no relay.
+    let by_relay = spec.input.bytes() <= INLINE_INPUT_BYTES as u64;
     for (id, round_trip, advert) in peers_that_run(scheduler, tried) {
+        if !by_relay && scheduler.shared.swarm.peers().get(&id).is_some_and(|peer| peer.is_only_relayed()) {
+            continue;
+        }
         let held = advert.models.iter().find(|held| held.model.cid == spec.model.cid);
         let cost = Cost {
             inexact: arithmetic.is_some_and(|wanted| *wanted != advert.arithmetic),

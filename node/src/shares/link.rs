@@ -97,6 +97,7 @@ impl<A: Ask> Link<A> {
     /// # Errors
     /// When the peer cannot be reached, or does not speak the protocol.
     pub async fn open(swarm: &Swarm, peer: PeerId, within: Duration) -> Result<Self, SwarmError> {
+        swarm.connect_directly(peer).await?;
         let (reader, writer) = swarm.open_stream(peer, A::PROTOCOL, within).await?.split();
         let (frames, outbox) = mpsc::channel(FRAMES);
         let waiting = Waiting::new(peer);

@@ -124,7 +124,7 @@ impl Coordinator {
 
     /// The peers that offer to help out where others fell away, as quickly as they can be asked: those that are connected.
     pub(super) async fn helpers(&self, model: &ModelRef, known: &Known, avoided: &HashSet<PeerId>) -> Vec<Machine> {
-        let able = self.able(|id, peer| peer.connected && !avoided.contains(&id));
+        let able = self.able(|id, peer| peer.is_connected() && !peer.is_only_relayed() && !avoided.contains(&id));
         let asked: FuturesUnordered<_> = able.into_iter().map(|peer| self.other(peer, model, known)).collect();
         asked.collect::<Vec<_>>().await.into_iter().flatten().collect()
     }

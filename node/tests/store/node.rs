@@ -32,6 +32,7 @@ pub async fn start_with_quota(quota_bytes: u64) -> Node {
         listen: Vec::new(),
         bootstrap: Vec::new(),
         key: None,
+        relay: accel_ipfs::RelayConfig::default(),
         mdns: false,
         connections: 64,
         connections_per_peer: 4,
