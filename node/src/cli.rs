@@ -6,6 +6,7 @@
 mod answer;
 mod daemon;
 mod demo;
+mod doctor;
 mod experts;
 mod interrupts;
 mod jobs;
@@ -182,6 +183,8 @@ enum Command {
     Id,
     /// List the devices of this machine, each proven by a run or with the reason why it cannot be used
     Hardware,
+    /// Look for what keeps a node from its work, and say what to do about it
+    Doctor,
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -245,6 +248,12 @@ pub enum CliError {
     /// What was named is neither a CID nor a file.
     #[error("{0}")]
     NoSuchModel(String),
+    /// It was told what is wrong, as the command's data.
+    #[error("it was told what is wrong")]
+    Told {
+        /// How the command ends.
+        exit_code: u8,
+    },
     /// Somebody pressed Ctrl-C, or told this process to end.
     #[error("interrupted")]
     Interrupted,
@@ -263,6 +272,7 @@ impl CliError {
             Self::Interrupted | Self::Cancelled => 130,
             // As the shell reports the many programs that SIGPIPE ends.
             Self::Closed => 141,
+            Self::Told { exit_code } => *exit_code,
             _ => match self.code() {
                 ErrorCode::InvalidRequest => 2,
                 ErrorCode::ModelNotFound | ErrorCode::UnknownJob => 3,
@@ -336,6 +346,7 @@ fn parse<T: Parser>() -> Result<T, u8> {
 fn exit(done: Result<(), CliError>, output: &Output) -> u8 {
     match done {
         Ok(()) => 0,
+        Err(CliError::Told { exit_code }) => exit_code,
         Err(error) => {
             output.error(error.code(), &error);
             error.exit_code()
@@ -360,6 +371,7 @@ async fn dispatch(cli: Cli, output: &Output) -> Result<(), CliError> {
     match cli.command {
         Command::Completions { shell } => return completions(shell, output),
         Command::Daemon(foreground) => return daemon::run_daemon(&cli.overrides, foreground, interrupts, output).await,
+        Command::Doctor => return interrupts.unless(doctor::doctor(&cli.overrides, output)).await,
         Command::Demo(args) => return demo::run(args, &mut interrupts, output).await,
         // The membership is changed in the data directory; no daemon is brought up for that.
         Command::Swarm(command) => return membership::run(command, &cli.overrides, &mut interrupts, output).await,
@@ -407,6 +419,7 @@ async fn with_session(command: Command, api: &Api, output: &Output) -> Result<()
         // Dispatched elsewhere.
         Command::Run(_)
         | Command::Chat(_)
+        | Command::Doctor
         | Command::Completions { .. }
         | Command::Daemon(_)
         | Command::Demo(_)

@@ -165,7 +165,8 @@ impl Node {
         let repository = data_dir.join("ipfs");
         let swarm = Swarm::start(keypair, &swarm_config, membership.as_ref(), Some(&repository)).await?;
         let quota_bytes = config.store.quota_bytes;
-        let store = Store::start(swarm.ipfs().clone(), StoreOptions { repository, quota_bytes });
+        let store =
+            Store::start(swarm.ipfs().clone(), StoreOptions { repository, quota_bytes, peers: swarm.peers().clone() });
         let store = store.await.map_err(Box::new)?;
         let devices = if config.jobs.serve {
             tokio::task::spawn_blocking(hardware::probe).await.map_err(DaemonError::Probe)?

@@ -23,6 +23,8 @@ pub struct Peer {
     number: u64,
     /// Its last round trip.
     pub round_trip: Option<Duration>,
+    /// Milliseconds that its clock is ahead of this machine's.
+    clock_ahead_ms: Option<i64>,
     /// Direct connections that are open.
     direct: usize,
     /// Connections that are open by a relay.
@@ -59,6 +61,8 @@ pub struct PeerView {
     pub relayed: bool,
     /// Its last round trip in milliseconds.
     pub round_trip_ms: Option<f64>,
+    /// Milliseconds that its clock is ahead of this machine's, by its last advert.
+    pub clock_ahead_ms: Option<i64>,
     /// What it last told about itself.
     pub advert: Option<Advert>,
 }
@@ -114,6 +118,13 @@ impl Peers {
     /// `peer` told about itself. An advert that is older than what is known, expired, or lives too long is dropped.
     pub fn hear(&self, peer: PeerId, advert: Advert) {
         let now = unix_ms();
+        // Its number is its time. By one that has expired before it was sent it can be told that a clock is wrong.
+        let ahead = i64::try_from(advert.number).unwrap_or(i64::MAX).saturating_sub_unsigned(now);
+        self.update(peer, |known| {
+            if known.number < advert.number {
+                known.clock_ahead_ms = Some(ahead);
+            }
+        });
         let live = advert.expires_unix_ms > now && advert.expires_unix_ms <= now.saturating_add(2 * ADVERT_LIFE_MS);
         // An answer to a question may be as large as a frame; what is kept of each peer may not.
         let small = frame::encode(&advert).is_ok_and(|bytes| bytes.len() <= ADVERT_BYTES);
@@ -157,6 +168,16 @@ impl Peers {
         self.table().get(peer).is_some_and(Peer::is_connected)
     }
 
+    /// Whether connections to `peer` are open, and all go by a relay.
+    pub fn is_only_relayed(&self, peer: &PeerId) -> bool {
+        self.table().get(peer).is_some_and(Peer::is_only_relayed)
+    }
+
+    /// Whether anybody is connected by a relay only.
+    pub fn any_only_relayed(&self) -> bool {
+        self.table().values().any(Peer::is_only_relayed)
+    }
+
     /// Whether a connection to anybody is open.
     pub fn any_connected(&self) -> bool {
         self.table().values().any(Peer::is_connected)
@@ -184,6 +205,7 @@ impl Peers {
                 connected: peer.is_connected(),
                 relayed: peer.is_only_relayed(),
                 round_trip_ms: peer.round_trip.map(|time| time.as_secs_f64() * 1e3),
+                clock_ahead_ms: peer.clock_ahead_ms,
                 advert: peer.advert,
             })
             .collect();

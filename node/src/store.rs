@@ -33,6 +33,8 @@ use cid::Cid;
 use rust_ipfs::Ipfs;
 use tokio::sync::watch;
 
+use crate::peers::Peers;
+
 pub use add::{AddOptions, AddProgress, AddReport, Chunker};
 pub use collect::Freed;
 pub use error::{NotFound, StoreError};
@@ -49,12 +51,14 @@ use roots::Roots;
 const ROOTS_FILE: &str = "accel-roots.json";
 
 /// Where the store is and how large it may grow.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct StoreOptions {
     /// The directory of the IPFS repository, as given to the node's `set_path`.
     pub repository: PathBuf,
     /// Bytes of blocks it may hold.
     pub quota_bytes: u64,
+    /// Who is reached how: blocks go by no relay.
+    pub peers: Peers,
 }
 
 /// A handle on the models of this node.
@@ -65,6 +69,7 @@ pub struct Store {
 
 struct Inner {
     ipfs: Ipfs,
+    peers: Peers,
     blocks: Blocks,
     roots: Mutex<Roots>,
     /// Wakes those who tell others what is here.
@@ -86,16 +91,17 @@ impl Store {
     /// # Errors
     /// `Roots` when the list of pins is unreadable, `Io`, or `Swarm` when the node takes no streams.
     pub async fn start(ipfs: Ipfs, options: StoreOptions) -> Result<Self, StoreError> {
-        let StoreOptions { repository, quota_bytes } = options;
+        let StoreOptions { repository, quota_bytes, peers } = options;
         let (blocks, roots) = blocking(move || {
             let blocks = Blocks::open(repository.join("blockstore"), quota_bytes)?;
             Ok((blocks, Roots::open(repository.join(ROOTS_FILE))?))
         })
         .await?;
-        let serving = serve::Serving::start(&ipfs, blocks.clone()).await?;
+        let serving = serve::Serving::start(&ipfs, blocks.clone(), peers.clone()).await?;
         Ok(Self {
             inner: Arc::new(Inner {
                 ipfs,
+                peers,
                 blocks,
                 roots: Mutex::new(roots),
                 changed: watch::Sender::default(),
@@ -120,6 +126,10 @@ impl Store {
 
     fn blocks(&self) -> &Blocks {
         &self.inner.blocks
+    }
+
+    fn peers(&self) -> &Peers {
+        &self.inner.peers
     }
 
     fn ipfs(&self) -> &Ipfs {

@@ -3,6 +3,8 @@
 mod handshake;
 mod listeners;
 
+pub use handshake::misfit;
+
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,7 +52,7 @@ const ASKED: usize = 1024;
 /// How long two peers that a relay has connected get to find a way to each other.
 const TRAVERSAL: Duration = Duration::from_secs(5);
 /// What a relay passes on in one connection: what is said about jobs, and small jobs with their answers; no weights.
-const RELAYED_BYTES: u64 = 16 << 20;
+const RELAYED_BYTES: u64 = 4 << 20;
 const RELAYED_FOR: Duration = Duration::from_secs(30 * 60);
 /// Peers that a relay is there for at once.
 const RESERVATIONS: usize = 128;

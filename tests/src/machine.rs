@@ -2,7 +2,7 @@
 //! wanted. A test makes them inside the namespace that [`crate::namespace`] gives it.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -18,6 +18,8 @@ pub struct Machine {
     holder: Child,
     /// Runs `accel-cli` there.
     program: PathBuf,
+    /// Where our programs are.
+    programs: PathBuf,
 }
 
 impl Machine {
@@ -42,7 +44,8 @@ impl Machine {
         );
         std::fs::write(&program, text)?;
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
-        Ok(Self { name: name.to_owned(), holder, program })
+        let programs = cluster.program().parent().context("no directory of programs")?.to_owned();
+        Ok(Self { name: name.to_owned(), holder, program, programs })
     }
 
     /// `accel-cli` as it runs there.
@@ -57,6 +60,19 @@ impl Machine {
     pub fn run(&self, program: &str, arguments: &[&str]) -> Result<()> {
         let namespace = format!("--net=/proc/{}/ns/net", self.holder.id());
         command("nsenter", &[&[namespace.as_str(), program][..], arguments].concat())
+    }
+
+    /// A line for the shell of somebody at this machine, whose home is `home` and who has our programs.
+    ///
+    /// # Errors
+    /// When it is not known where those are.
+    pub fn shell(&self, line: &str, home: &Path) -> Result<tokio::process::Command> {
+        let mut command = tokio::process::Command::new("nsenter");
+        let namespace = format!("--net=/proc/{}/ns/net", self.holder.id());
+        let path = format!("{}:{}", self.programs.display(), std::env::var("PATH").context("no PATH")?);
+        command.args([namespace.as_str(), "sh", "-c", line]).env_clear();
+        command.env("PATH", path).env("HOME", home).current_dir(home);
+        Ok(command)
     }
 
     /// Lays a cable from here to a switch in the test's own namespace, and gives this end an address such as

@@ -1,6 +1,7 @@
 //! Nodes on machines of their own: on one network, and behind routers that let nothing in.
 
-use std::time::Instant;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use accel_node::process::{NodeProcess, Settings};
 use accel_tests::cluster::{Cluster, eventually, model_file};
@@ -9,8 +10,11 @@ use accel_tests::machine::{Machine, switch};
 use accel_tests::namespace::{Own, is_inside};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 const CAPITAL: &str = "What is the capital of France?";
+/// A command that has not ended by then hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
 const PARIS: &str = "The capital of France is Paris.";
 
 /// A node on a machine, and commands that are given there.
@@ -67,11 +71,142 @@ async fn two_machines_on_one_network_find_each_other() -> Result<()> {
         })
         .await?;
     }
-    println!("found each other within {:.1} s of the second node's start", begun.elapsed().as_secs_f64());
+    eprintln!("found each other within {:.1} s of the second node's start", begun.elapsed().as_secs_f64());
     for (node, _machine) in nodes {
         node.process.stop().await?;
     }
     Ok(())
+}
+
+/// A page of the documentation.
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/join.md");
+/// What its commands print.
+const TRANSCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/join.txt");
+
+/// The commands of a page, each with the machine that it is for.
+fn commands_of(page: &str) -> Vec<(&str, &str)> {
+    let (mut commands, mut machine) = (Vec::new(), None);
+    for line in page.lines() {
+        match (machine, line.strip_prefix("```")) {
+            (None, Some(fence)) => machine = fence.strip_prefix("sh ").or(Some("")),
+            (Some(_), Some(_)) => machine = None,
+            (Some(name), None) if !name.is_empty() => commands.push((name, line)),
+            _ => {}
+        }
+    }
+    commands
+}
+
+/// What is another on each machine and at each time, as one reads it.
+fn without_ids(text: &str) -> String {
+    let words = text.split_inclusive(char::is_whitespace).map(|word| {
+        let plain = word.trim_end();
+        let mut short = plain.to_owned();
+        if plain.starts_with("12D3Koo") {
+            // As wide as it was, so that tables stay tables.
+            short = format!("{:<width$}", "12D3KooW…", width = plain.len());
+        }
+        if let Some(at) = short.find("/p2p/12D3Koo") {
+            short.truncate(at + 12);
+            short.push('…');
+        }
+        short + &word[plain.len()..]
+    });
+    words.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_the_documentation_sets_up_a_private_swarm() -> Result<()> {
+    if !is_inside("a_reader_of_the_documentation_sets_up_a_private_swarm", Own::Network)? {
+        return Ok(());
+    }
+    let cluster = Cluster::new()?;
+    switch("lan")?;
+    let mut people = Vec::new();
+    for (name, address) in [("first", "192.168.7.1/24"), ("second", "192.168.7.2/24")] {
+        let machine = Machine::new(&cluster, name)?;
+        machine.plug("lan", address)?;
+        machine.route(address.trim_end_matches("/24"))?;
+        people.push(Person { machine, home: cluster.directory(name)?, nodes: Vec::new() });
+    }
+    std::os::unix::fs::symlink(model_file()?, cluster.path("first/model.gguf"))?;
+    let page = std::fs::read_to_string(PAGE)?;
+    let commands = commands_of(&page);
+    ensure!((4..=10).contains(&commands.len()), "{commands:?}");
+    let mut transcript = String::new();
+    for (on, line) in &commands {
+        let person = people.iter_mut().find(|person| person.home.ends_with(on)).context("no such machine")?;
+        let said = person.types(line).await.with_context(|| format!("{on}$ {line}"))?;
+        transcript.push_str(&format!("{on}$ {line}\n{}", without_ids(&said)));
+        // What one is given the other has: by mail, by a stick, by hand.
+        for file in ["invite", "cid"] {
+            let (from, to) = (cluster.path(&format!("first/{file}")), cluster.path(&format!("second/{file}")));
+            if from.exists() {
+                std::fs::copy(from, to)?;
+            }
+        }
+    }
+    ensure!(transcript.contains("lab, private") && transcript.contains("1 connected"), "{transcript}");
+    ensure!(transcript.trim_end().ends_with(PARIS), "{transcript}");
+    for person in people {
+        person.leaves().await?;
+    }
+    if std::env::var_os("ACCEL_UPDATE").is_some() {
+        std::fs::write(TRANSCRIPT, &transcript)?;
+    }
+    let written = std::fs::read_to_string(TRANSCRIPT).unwrap_or_default();
+    let typed = |text: &str| text.lines().filter(|line| line.contains("$ ")).map(str::to_owned).collect::<Vec<_>>();
+    let update = "ACCEL_UPDATE=1 tests/run -E 'binary(networks)'";
+    ensure!(typed(&written) == typed(&transcript), "docs/join.txt has other commands than docs/join.md: {update}");
+    Ok(())
+}
+
+/// Somebody at a machine of their own.
+struct Person {
+    machine: Machine,
+    home: std::path::PathBuf,
+    /// What runs on behind.
+    nodes: Vec<tokio::process::Child>,
+}
+
+impl Person {
+    fn command(&self, line: &str) -> Result<tokio::process::Command> {
+        let mut command = self.machine.shell(line, &self.home)?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        Ok(command)
+    }
+
+    /// What a line prints. One that ends in `&` runs on.
+    async fn types(&mut self, line: &str) -> Result<String> {
+        let Some(line) = line.strip_suffix(" &") else { return self.asks(line).await };
+        let mut node = self.command(&format!("exec {line}"))?.stderr(Stdio::null()).spawn()?;
+        // It prints where it listens once it is ready.
+        let mut said = BufReader::new(node.stdout.take().context("no output")?).lines();
+        let first = said.next_line().await?.context("it ended")?;
+        self.nodes.push(node);
+        // People take longer to type the next line than a node to join.
+        if line.contains("--join") {
+            let joined = async || Ok(self.asks("accel-cli peers --json").await?.contains("\"advert\":{"));
+            eventually("the node has joined", joined).await?;
+        }
+        Ok(format!("{first}\n"))
+    }
+
+    async fn asks(&self, line: &str) -> Result<String> {
+        let mut command = self.command(line)?;
+        let ran = tokio::time::timeout(PATIENCE, command.output()).await.context("it hangs")??;
+        ensure!(ran.status.success(), "{ran:?}");
+        Ok(String::from_utf8(ran.stdout)?)
+    }
+
+    async fn leaves(self) -> Result<()> {
+        for mut node in self.nodes {
+            let process = node.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
+            rustix::process::kill_process(process.context("it has ended")?, rustix::process::Signal::TERM)?;
+            node.wait().await?;
+        }
+        Ok(())
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,6 +244,9 @@ async fn two_nodes_behind_routers_reach_each_other_by_a_third() -> Result<()> {
     }
     eventually("the relay can be reached", async || Ok(relay.json(&["id"]).await?["reachability"] == "public")).await?;
 
+    let found = worker.commands.run(&["doctor"]).await?;
+    ensure!(found.stdout.contains("by a relay: it is behind NAT"), "{found:?}");
+
     // A job, its events and its answer are small.
     let path = model_file()?.display().to_string();
     let model = worker.commands.run(&["add", &path]).await?.data()?.trim().to_owned();
@@ -128,7 +266,9 @@ async fn two_nodes_behind_routers_reach_each_other_by_a_third() -> Result<()> {
 
     // A model is not: it does not come this way.
     let refused = asker.commands.run(&["pull", &model]).await?;
-    ensure!(refused.code == Some(3) && refused.stdout.is_empty(), "{refused:?}");
+    ensure!(refused.code == Some(3) && refused.stderr.contains("by a relay only"), "{refused:?}");
+    let here = asker.json(&["id"]).await?["used_bytes"].as_u64().context("no number")?;
+    ensure!(here < 1 << 20, "{here} bytes of blocks came by a relay");
     for (node, _home, _router) in homes {
         node.process.stop().await?;
     }

@@ -86,7 +86,7 @@ pub async fn best(
     // A large input travels by CID, and that by no relay.
     let by_relay = spec.input.bytes() <= INLINE_INPUT_BYTES as u64;
     for (id, round_trip, advert) in peers_that_run(scheduler, tried) {
-        if !by_relay && scheduler.shared.swarm.peers().get(&id).is_some_and(|peer| peer.is_only_relayed()) {
+        if !by_relay && scheduler.shared.swarm.peers().is_only_relayed(&id) {
             continue;
         }
         let held = advert.models.iter().find(|held| held.model.cid == spec.model.cid);

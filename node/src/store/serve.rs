@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use super::blocks::{Blocks, MAX_BLOCK_BYTES};
 use super::dag;
 use super::error::StoreError;
+use crate::peers::Peers;
 use crate::places::Places;
 
 /// The protocol's name.
@@ -52,7 +53,7 @@ impl Drop for Serving {
 }
 
 impl Serving {
-    pub async fn start(ipfs: &Ipfs, blocks: Blocks) -> Result<Self, StoreError> {
+    pub async fn start(ipfs: &Ipfs, blocks: Blocks, peers: Peers) -> Result<Self, StoreError> {
         let mut incoming = ipfs.new_stream(PROTOCOL).await.map_err(|error| StoreError::Swarm {
             doing: "take block streams (it must be built `with_streams`)",
             found: error.to_string(),
@@ -62,6 +63,10 @@ impl Serving {
             let mut streams = tokio::task::JoinSet::new();
             while let Some((peer, stream)) = incoming.next().await {
                 while streams.try_join_next().is_some() {}
+                if peers.is_only_relayed(&peer) {
+                    tracing::debug!(%peer, "asked for blocks by a relay, where none go");
+                    continue;
+                }
                 let Some(place) = places.enter(peer) else {
                     tracing::debug!(%peer, "too many block streams are open; one more was refused");
                     continue;

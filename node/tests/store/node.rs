@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use accel_backends::files::ModelFiles;
+use accel_node::peers::Peers;
 use accel_node::store::{
     AddOptions, AddReport, BlockFiles, FetchOptions, FetchReport, Store, StoreError, StoreOptions,
 };
@@ -41,7 +42,7 @@ pub async fn start_with_quota(quota_bytes: u64) -> Node {
     };
     let ipfs = accel_ipfs::start(Keypair::generate_ed25519(), settings, Box::new(|_| {})).await.unwrap();
     ipfs.add_listening_address("/ip4/127.0.0.1/tcp/0".parse().unwrap()).await.unwrap();
-    let options = StoreOptions { repository: directory.path().to_owned(), quota_bytes };
+    let options = StoreOptions { repository: directory.path().to_owned(), quota_bytes, peers: Peers::default() };
     let store = Store::start(ipfs.clone(), options).await.unwrap();
     let id = ipfs.keypair().public().to_peer_id();
     Node { ipfs, store, id, directory }

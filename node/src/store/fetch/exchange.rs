@@ -339,6 +339,13 @@ impl Exchange {
     }
 
     fn open_lanes(&mut self) {
+        let far: Vec<PeerId> =
+            self.peers.keys().filter(|peer| self.store.peers().is_only_relayed(peer)).copied().collect();
+        for peer in &far {
+            if let Some(known) = self.peers.get_mut(peer) {
+                known.last_reason = Some("is reached by a relay only, and blocks go by none".into());
+            }
+        }
         let live = self.lanes.iter().filter(|lane| lane.peer.is_some() && lane.wants.is_some()).count();
         let idle: Vec<PeerId> = self
             .peers
@@ -347,6 +354,7 @@ impl Exchange {
                 !known.bitswap_only
                     && known.openings < MAX_OPENINGS
                     && known.wrong < MAX_WRONG
+                    && !far.contains(peer)
                     && !self.is_live(Some(**peer))
             })
             .map(|(peer, _)| *peer)
@@ -364,7 +372,8 @@ impl Exchange {
     }
 
     fn open_bitswap(&mut self) {
-        if self.is_live(None) {
+        // The IPFS library asks all connected peers, and whoever is behind a relay would answer by it.
+        if self.is_live(None) || self.store.peers().any_only_relayed() {
             return;
         }
         let (wants, reports) = self.lane_ends();
