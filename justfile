@@ -10,6 +10,17 @@ check:
 test *arguments:
     tests/run {{arguments}}
 
+# A package for Debian and Ubuntu, in target/debian; needs cargo-deb (cargo install cargo-deb --locked)
+deb:
+    cargo build --release --workspace --bins
+    mkdir -p target/man
+    target/release/accel-cli man target/man
+    cargo deb --no-build --no-strip -p accel-node
+
+# The book in docs/, in target/book; needs mdbook (cargo install mdbook --locked)
+book:
+    mdbook build docs
+
 # Format everything
 format:
     cargo fmt --all

@@ -20,7 +20,7 @@ mod session;
 mod shown;
 mod swarm;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use accel_protocol::{ErrorCode, JobError, JobId, ModelName};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -189,6 +189,12 @@ enum Command {
     Completions {
         /// The shell
         shell: clap_complete::Shell,
+    },
+    /// Write the man pages of both programs
+    #[command(hide = true)]
+    Man {
+        /// Where to, a directory that is there
+        directory: PathBuf,
     },
     /// Run as a daemon
     #[command(hide = true)]
@@ -370,6 +376,7 @@ async fn dispatch(cli: Cli, output: &Output) -> Result<(), CliError> {
     let mut interrupts = Interrupts::watch()?;
     match cli.command {
         Command::Completions { shell } => return completions(shell, output),
+        Command::Man { directory } => return man_pages(&directory),
         Command::Daemon(foreground) => return daemon::run_daemon(&cli.overrides, foreground, interrupts, output).await,
         Command::Doctor => return interrupts.unless(doctor::doctor(&cli.overrides, output)).await,
         Command::Demo(args) => return demo::run(args, &mut interrupts, output).await,
@@ -396,6 +403,14 @@ fn completions(shell: clap_complete::Shell, output: &Output) -> Result<(), CliEr
     output.value(&serde_json::json!({ "shell": shell.to_string(), "script": script }), |_| script.to_string())
 }
 
+fn man_pages(directory: &Path) -> Result<(), CliError> {
+    let failed = |source| CliError::File { path: directory.to_owned(), source };
+    for program in [Cli::command(), NodeCli::command()] {
+        clap_mangen::generate_to(program, directory).map_err(failed)?;
+    }
+    Ok(())
+}
+
 async fn with_session(command: Command, api: &Api, output: &Output) -> Result<(), CliError> {
     match command {
         Command::Add { path, chunker, move_source } => models::add(api, &path, chunker, move_source, output).await,
@@ -420,6 +435,7 @@ async fn with_session(command: Command, api: &Api, output: &Output) -> Result<()
         Command::Run(_)
         | Command::Chat(_)
         | Command::Doctor
+        | Command::Man { .. }
         | Command::Completions { .. }
         | Command::Daemon(_)
         | Command::Demo(_)

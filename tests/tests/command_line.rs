@@ -55,6 +55,19 @@ async fn end_on(worker: &NodeProcess, job: JobId) -> Result<JobEvent> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn man_pages_tell_every_command() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let commands = CommandLine::new(&cluster, &cluster.path("untouched"));
+    let pages = cluster.directory("man")?;
+    commands.run(&["man", pages.to_str().context("no text")?]).await?.data()?;
+    for (page, words) in [("accel-node.1", "SIGTERM"), ("accel-cli.1", "doctor"), ("accel-cli-run.1", "temperature")] {
+        let text = std::fs::read_to_string(pages.join(page)).context(page)?;
+        ensure!(text.contains(words), "{page} does not tell of {words}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_typed_wrong_is_refused_and_says_why() -> Result<()> {
     let cluster = Cluster::new()?;
     let commands = CommandLine::new(&cluster, &cluster.path("untouched"));
