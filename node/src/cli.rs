@@ -7,6 +7,7 @@ mod answer;
 mod daemon;
 mod demo;
 mod experts;
+mod hub;
 mod interrupts;
 mod jobs;
 mod model_file;
@@ -27,6 +28,7 @@ use libp2p::Multiaddr;
 use crate::api::{Api, ApiError, Cut};
 use crate::config::{ConfigError, Overrides};
 use crate::daemon::DaemonError;
+use crate::hub::HubModel;
 use crate::identity::IdentityError;
 use crate::process::ProcessError;
 use crate::store::StoreError;
@@ -101,9 +103,12 @@ enum Command {
         #[arg(long = "move")]
         move_source: bool,
     },
-    /// Fetch a model
+    /// Fetch a model from the swarm, or download one from the Hugging Face hub
+    ///
+    /// HF_TOKEN, or the token of `hf auth login`, opens private and gated models; HF_ENDPOINT names another hub. An
+    /// interrupted download goes on from where it was.
     Pull {
-        /// CID, CID/path, ipfs://CID, or a name
+        /// CID, CID/path, ipfs://CID, a name, or hf://org/name[@revision][:QUANT]
         model: String,
     },
     /// Give a model a name
@@ -363,6 +368,7 @@ fn completions(shell: clap_complete::Shell, output: &Output) -> Result<(), CliEr
 async fn with_session(command: Command, api: &Api, output: &Output) -> Result<(), CliError> {
     match command {
         Command::Add { path, chunker, move_source } => models::add(api, &path, chunker, move_source, output).await,
+        Command::Pull { model } if HubModel::is_meant(&model) => hub::pull(api, &model, output).await,
         Command::Pull { model } => models::pull(api, &find(api, &model).await?, output).await,
         Command::Tag { name, model } => models::tag(api, &name, &find(api, &model).await?, output).await,
         Command::Untag { name } => models::untag(api, &name, output).await,

@@ -16,6 +16,7 @@ use crate::advert::Advertiser;
 use crate::api::{ACCESS_FILE, Access, Ready};
 use crate::config::{Config, ConfigError, StoreConfig};
 use crate::http;
+use crate::hub::Hub;
 use crate::identity::{self, IdentityError};
 use crate::names::{Names, NamesError};
 use crate::scheduler::{Models, Scheduler};
@@ -141,7 +142,7 @@ impl Daemon {
         tasks.spawn(watched("experts for peers", holder.run(stop.clone()), stop.clone()));
         tasks.spawn(watched("layers for peers", stages.run(stop.clone()), stop.clone()));
         let keys = http::Keys { token: access.token.clone(), programs };
-        let shared = http::Shared { node, fetch, keys, names };
+        let shared = http::Shared { node, fetch, keys, names, hub: Hub::new(data_dir) };
         tasks.spawn(watched("the loopback interface", http::run(shared, listener, stop.clone()), stop.clone()));
 
         let access_file = data_dir.join(ACCESS_FILE);

@@ -13,6 +13,7 @@ mod daemon;
 pub mod frames;
 mod hardware;
 mod http;
+pub mod hub;
 mod identity;
 mod jobs;
 mod memory;
@@ -27,6 +28,7 @@ mod serve;
 pub mod shares;
 pub mod store;
 pub mod swarm;
+pub mod tls;
 mod usage;
 mod whole_file;
 

@@ -265,7 +265,7 @@ async fn curl_is_served_on_loopback_without_a_key_and_pages_of_other_sites_are_n
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_and_fifty_six_answers_stream_at_once() -> Result<()> {
     let swarm = Swarm::start(|_| Ok(Vec::new())).await?;
-    let (http, address) = (reqwest::Client::new(), swarm.address()?);
+    let (http, address) = (accel_node::tls::loopback(), swarm.address()?);
     let ask = |number: usize| {
         let body = json!({
             "model": NAME, "prompt": format!("{number}, {}, ", number + 1), "max_tokens": 4, "temperature": 0,
