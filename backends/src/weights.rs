@@ -6,6 +6,7 @@
 pub mod dtype;
 pub mod gguf;
 pub mod safetensors;
+pub mod torch;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,6 +28,9 @@ const SHARD_INDEX_BYTES_MAX: u64 = 64 << 20;
 const SHARD_INDEXES: [&str; 2] = ["model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json"];
 /// What they call the one file of a model, which may have others beside it, of another precision say.
 const WHOLE: [&str; 2] = ["model.safetensors", "diffusion_pytorch_model.safetensors"];
+/// The same for pickled checkpoints, which are read where there is nothing else.
+const PICKLED_INDEXES: [&str; 2] = ["pytorch_model.bin.index.json", "diffusion_pytorch_model.bin.index.json"];
+const PICKLED_WHOLE: [&str; 2] = ["pytorch_model.bin", "diffusion_pytorch_model.bin"];
 
 /// Where a tensor lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,6 +161,24 @@ pub enum WeightsError {
         /// Where the other begins.
         offset: u64,
     },
+    /// A pickle has more in it than tensors that lie in its file.
+    #[error("{file}: at {offset}: the pickle {found}; no checkpoint is run as a program, so save it as safetensors")]
+    Pickle {
+        /// The file.
+        file: String,
+        /// Where the next instruction begins.
+        offset: u64,
+        /// What it does.
+        found: String,
+    },
+    /// The file should be a checkpoint of PyTorch and is no archive.
+    #[error(
+        "{file}: expected a zip archive as torch.save writes it, found none; one of before 1.6 is saved anew by torch, or as safetensors"
+    )]
+    OldCheckpoint {
+        /// The file.
+        file: String,
+    },
     /// The list of shards names something that is not there.
     #[error("{list}: tensor {tensor} is said to be in {file}, which does not hold it")]
     MissingInShard {
@@ -168,9 +190,7 @@ pub enum WeightsError {
         file: String,
     },
     /// No file holds weights.
-    #[error(
-        "no weights: expected a .gguf or .safetensors file, found {found:?} (pickled checkpoints are never loaded)"
-    )]
+    #[error("no weights: expected a .gguf or .safetensors file, or pytorch_model.bin, found {found:?}")]
     NoWeights {
         /// The files of the model.
         found: Vec<String>,
@@ -206,13 +226,13 @@ impl TensorIndex {
         self.tensors.values().map(|tensor| tensor.bytes).sum()
     }
 
-    /// The metadata of a GGUF file; `None` for safetensors.
+    /// The metadata of a GGUF file; `None` for other formats.
     pub fn gguf(&self) -> Option<&gguf::Metadata> {
         self.metadata.as_ref()
     }
 }
 
-/// Finds the weights of a model: one GGUF file, or safetensors in one file or in shards.
+/// Finds the weights of a model: one GGUF file, or safetensors in one file or in shards, or else a pickled checkpoint.
 ///
 /// # Errors
 ///
@@ -239,14 +259,35 @@ pub fn index(files: &dyn ModelFiles) -> Result<TensorIndex, WeightsError> {
     let shards: Vec<&str> = names.iter().copied().filter(|name| safetensors::recognise(name)).collect();
     match (&shards[..], WHOLE.into_iter().find(|name| shards.contains(name))) {
         (&[name], _) | (_, Some(name)) => collect(safetensors::read(files, name)?, None),
-        ([], _) => Err(WeightsError::NoWeights { found: names.into_iter().take(32).map(str::to_owned).collect() }),
+        ([], _) => pickled(files, &names),
         _ => Err(WeightsError::Ambiguous { found: shards.into_iter().take(32).map(str::to_owned).collect() }),
     }
 }
 
+fn pickled(files: &dyn ModelFiles, names: &[&str]) -> Result<TensorIndex, WeightsError> {
+    if let Some(list) = PICKLED_INDEXES.into_iter().find(|list| names.contains(list)) {
+        return sharded(files, list);
+    }
+    match PICKLED_WHOLE.into_iter().find(|name| names.contains(name)) {
+        Some(name) => collect(torch::read(files, name)?, None),
+        None => Err(WeightsError::NoWeights { found: names.iter().take(32).map(|&name| name.to_owned()).collect() }),
+    }
+}
+
+/// The files whose headers lie all over them, so that they must be here whole before they can be indexed.
+pub fn scattered(files: &dyn ModelFiles) -> Vec<&str> {
+    let names = || files.files().iter().map(|file| file.name.as_str());
+    if names().any(|name| name.ends_with(".gguf") || safetensors::recognise(name)) {
+        return Vec::new();
+    }
+    names().filter(|name| torch::recognise(name)).collect()
+}
+
 /// The tensors of one file in the order of their offsets, or `None` if the file holds no weights.
 ///
-/// GGUF is recognised by its first bytes, safetensors by the name of the file.
+/// GGUF is recognised by its first bytes, the others by the name of the file. A checkpoint of PyTorch that cannot be read
+/// counts as a file without weights: many lie beside weights of another format, and whoever asks for its own tensors is
+/// told why.
 ///
 /// # Errors
 ///
@@ -256,6 +297,12 @@ pub fn tensor_ranges(files: &dyn ModelFiles, file: &str) -> Result<Option<Vec<Te
         gguf::read(files, file)?.tensors
     } else if safetensors::recognise(file) {
         safetensors::read(files, file)?
+    } else if torch::recognise(file) {
+        match torch::read(files, file) {
+            Err(error @ WeightsError::Read { .. }) => return Err(error),
+            Err(_) => return Ok(None),
+            Ok(tensors) => tensors,
+        }
     } else {
         return Ok(None);
     };
@@ -306,7 +353,7 @@ fn sharded(files: &dyn ModelFiles, index: &str) -> Result<TensorIndex, WeightsEr
             || WeightsError::MissingInShard { list: index.to_owned(), tensor: name.clone(), file: file.clone() };
         if !shards.contains_key(file.as_str()) {
             file_bytes(files, file).ok_or_else(missing)?;
-            let read = safetensors::read(files, file)?;
+            let read = if torch::recognise(file) { torch::read(files, file)? } else { safetensors::read(files, file)? };
             shards.insert(file, read.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect());
         }
         let tensor = shards.get_mut(file.as_str()).and_then(|shard| shard.remove(name)).ok_or_else(missing)?;
@@ -315,8 +362,8 @@ fn sharded(files: &dyn ModelFiles, index: &str) -> Result<TensorIndex, WeightsEr
     Ok(TensorIndex { tensors, metadata: None })
 }
 
-/// What every format promises: one name each, bytes inside the file, no byte in two tensors.
-fn check_layout(file: &str, file_bytes: u64, tensors: &[TensorInfo]) -> Result<(), WeightsError> {
+/// What every format promises: one name each, and bytes inside the file.
+fn check_places(file: &str, file_bytes: u64, tensors: &[TensorInfo]) -> Result<(), WeightsError> {
     let mut order: Vec<&TensorInfo> = tensors.iter().collect();
     order.sort_by(|a, b| a.name.cmp(&b.name));
     if let Some(pair) = order.windows(2).find(|pair| pair[0].name == pair[1].name) {
@@ -333,7 +380,13 @@ fn check_layout(file: &str, file_bytes: u64, tensors: &[TensorInfo]) -> Result<(
             });
         }
     }
-    order.retain(|tensor| tensor.bytes > 0);
+    Ok(())
+}
+
+/// What most formats promise: also no byte in two tensors.
+fn check_layout(file: &str, file_bytes: u64, tensors: &[TensorInfo]) -> Result<(), WeightsError> {
+    check_places(file, file_bytes, tensors)?;
+    let mut order: Vec<&TensorInfo> = tensors.iter().filter(|tensor| tensor.bytes > 0).collect();
     order.sort_by_key(|tensor| tensor.offset);
     for pair in order.windows(2) {
         if pair[0].offset + pair[0].bytes > pair[1].offset {

@@ -1,5 +1,8 @@
 //! Headers of weight files: what they say is found, and whatever is damaged is an error that says where.
 
+#[path = "weights/pickled.rs"]
+mod pickled;
+
 use std::io;
 
 use accel_backends::files::{FileInfo, LocalFiles, ModelFiles};

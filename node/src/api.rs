@@ -20,9 +20,9 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::names::Named;
 pub use body::{
-    AddRequest, Added, Cut, ExpertsView, FilePart, FreedView, HolderView, JobBody, LayerExpertsView, Line, LoadBody,
-    LoadedView, MemberView, ModelParts, ModelView, NodeView, PlanBody, PlanView, PredictionView, Pulled, Reach, Split,
-    SpreadView, StageView, TensorPart, Transfer, WayView, default_deadline_ms,
+    AddRequest, Added, Cut, ExpertsView, FilePart, FreedView, HolderView, HubBody, HubPulled, JobBody,
+    LayerExpertsView, Line, LoadBody, LoadedView, MemberView, ModelParts, ModelView, NodeView, PlanBody, PlanView,
+    PredictionView, Pulled, Reach, Split, SpreadView, StageView, TensorPart, Transfer, WayView, default_deadline_ms,
 };
 
 /// Prefix of every path.
@@ -109,8 +109,7 @@ pub struct Api {
 impl Api {
     /// A client of the daemon that `access` names.
     pub fn new(access: Access) -> Self {
-        // Nothing on loopback goes through a proxy.
-        let http = reqwest::Client::builder().no_proxy().build().unwrap_or_default();
+        let http = crate::tls::loopback();
         Self { access, http }
     }
 
@@ -344,6 +343,15 @@ impl Api {
     /// As all calls.
     pub async fn pull(&self, model: &ModelRef, progress: impl FnMut(Transfer)) -> Result<Pulled, ApiError> {
         let response = self.send(Method::POST, &path_of(model), None::<&()>).await?;
+        finish(self.access.address, response, progress).await
+    }
+
+    /// Downloads a model from the Hugging Face hub, imports and names it.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn pull_from_hub(&self, body: &HubBody, progress: impl FnMut(Transfer)) -> Result<HubPulled, ApiError> {
+        let response = self.send(Method::POST, "/hub", Some(body)).await?;
         finish(self.access.address, response, progress).await
     }
 

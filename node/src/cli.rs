@@ -8,6 +8,7 @@ mod daemon;
 mod demo;
 mod doctor;
 mod experts;
+mod hub;
 mod interrupts;
 mod jobs;
 mod membership;
@@ -30,6 +31,7 @@ use crate::api::{Api, ApiError, Cut};
 use crate::config::{ConfigError, Overrides};
 use crate::daemon::DaemonError;
 use crate::data_dir::DataDirError;
+use crate::hub::HubModel;
 use crate::identity::IdentityError;
 use crate::membership::MembershipError;
 use crate::process::ProcessError;
@@ -105,9 +107,12 @@ enum Command {
         #[arg(long = "move")]
         move_source: bool,
     },
-    /// Fetch a model
+    /// Fetch a model from the swarm, or download one from the Hugging Face hub
+    ///
+    /// HF_TOKEN, or the token of `hf auth login`, opens private and gated models; HF_ENDPOINT names another hub. An
+    /// interrupted download goes on from where it was.
     Pull {
-        /// CID, CID/path, ipfs://CID, or a name
+        /// CID, CID/path, ipfs://CID, a name, or hf://org/name[@revision][:QUANT]
         #[arg(value_parser = models::named)]
         model: String,
     },
@@ -414,6 +419,7 @@ fn man_pages(directory: &Path) -> Result<(), CliError> {
 async fn with_session(command: Command, api: &Api, output: &Output) -> Result<(), CliError> {
     match command {
         Command::Add { path, chunker, move_source } => models::add(api, &path, chunker, move_source, output).await,
+        Command::Pull { model } if HubModel::is_meant(&model) => hub::pull(api, &model, output).await,
         Command::Pull { model } => models::pull(api, &find(api, &model).await?, output).await,
         Command::Tag { name, model } => models::tag(api, &name, &find(api, &model).await?, output).await,
         Command::Untag { name } => models::untag(api, &name, output).await,

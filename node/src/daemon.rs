@@ -18,6 +18,7 @@ use crate::api::{ACCESS_FILE, Access, Ready};
 use crate::config::{Config, ConfigError, StoreConfig};
 use crate::data_dir::{self, DataDirError, at};
 use crate::http;
+use crate::hub::Hub;
 use crate::identity::{self, IdentityError};
 use crate::membership::{Membership, MembershipError};
 use crate::names::{Names, NamesError};
@@ -214,7 +215,7 @@ impl Node {
             changes: place.changes.clone(),
             starts: place.starts,
         };
-        let shared = http::Shared { node, fetch, keys, names, reload };
+        let shared = http::Shared { node, fetch, keys, names, hub: Hub::new(data_dir), reload };
         tasks.spawn(watched("the loopback interface", http::run(shared, listener, stop.clone()), stop.clone()));
         let private = swarm.name().map(tracing::field::display);
         tracing::info!(peer = %swarm.id(), swarm = private, api = %address, data_dir = %data_dir.display(), "node started");

@@ -4,6 +4,7 @@
 mod answers;
 mod experts;
 mod guard;
+mod hub;
 mod known;
 mod models;
 mod names;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::advert::Advertiser;
 use crate::api::{JobBody, Line, NodeView, PREFIX, Reach};
 use crate::daemon::Reload;
+use crate::hub::Hub;
 use crate::jobs::{Job, Owner};
 use crate::names::Names;
 use crate::peers::PeerView;
@@ -55,6 +57,8 @@ pub struct Shared {
     pub names: Names,
     /// How the node is told that it is to be in another swarm.
     pub reload: Reload,
+    /// What was downloaded from hubs.
+    pub hub: Hub,
 }
 
 /// Serves until `stop`.
@@ -81,6 +85,7 @@ pub async fn run(shared: Shared, listener: TcpListener, stop: CancellationToken)
         .route("/spread", get(plans::spread))
         .route("/experts/{*model}", get(experts::experts))
         .route("/gc", post(models::collect))
+        .route("/hub", post(hub::pull))
         .route("/names", get(names::list))
         .route("/names/{*name}", get(names::resolve).put(names::set).delete(names::remove))
         .route("/jobs", get(jobs).post(submit))

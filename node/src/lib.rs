@@ -14,6 +14,7 @@ mod data_dir;
 pub mod frames;
 mod hardware;
 mod http;
+pub mod hub;
 mod identity;
 mod jobs;
 pub mod membership;
@@ -30,6 +31,7 @@ mod serve;
 pub mod shares;
 pub mod store;
 pub mod swarm;
+pub mod tls;
 mod usage;
 
 /// What this program calls itself to peers.

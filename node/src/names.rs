@@ -11,6 +11,7 @@ use accel_protocol::{ErrorCode, JobError, ModelName, ModelRef};
 use serde::{Deserialize, Serialize};
 
 use crate::data_dir;
+use crate::hub::HubModel;
 use crate::store::Store;
 
 /// Names at most, so that the file stays small.
@@ -136,7 +137,10 @@ impl Names {
         if let Ok(model) = text.parse() {
             return Ok(model);
         }
-        if let Some(model) = text.parse().ok().and_then(|name: ModelName| self.table().get(&name).cloned()) {
+        // What came from the hub is known by the hub's name too, as whoever pulled it wrote it.
+        let of_hub = text.parse().ok().and_then(|model: HubModel| model.name().ok());
+        let name: Option<ModelName> = of_hub.or_else(|| text.parse().ok());
+        if let Some(model) = name.and_then(|name| self.table().get(&name).cloned()) {
             return Ok(model);
         }
         let pinned = store.pinned().await.map_err(JobError::from)?;

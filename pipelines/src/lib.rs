@@ -19,7 +19,7 @@ mod preprocessor;
 mod sequence;
 mod task;
 mod text;
-mod tokenizer;
+pub mod tokenizer;
 mod transcript;
 
 pub use error::PipelineError;

@@ -1,12 +1,12 @@
-//! Texts to tokens and back, from `tokenizer.json` or from the metadata of a GGUF file.
+//! Texts to tokens and back, from `tokenizer.json`, from the vocabularies of before, or from the metadata of a GGUF file.
 //!
-//! Both become one tokenizer of Hugging Face's library; a GGUF vocabulary is first written as the `tokenizer.json` that
-//! it came from.
+//! All become one tokenizer of Hugging Face's library; other vocabularies are first written as the `tokenizer.json` that
+//! they stand for.
 
-mod clip;
 mod detokenizer;
 mod gguf;
 mod special;
+mod vocabulary;
 
 use accel_backends::files::{ModelFiles, read_small};
 use accel_backends::weights::gguf::Metadata;
@@ -77,11 +77,11 @@ impl Tokenizer {
                 (parse(&text, "GGUF metadata: tokenizer.ggml")?, special::from_gguf(metadata)?)
             }
             None => {
-                let special = special::from_files(files)?;
+                let mut special = special::from_files(files)?;
                 let text = read_small(files, TOKENIZER_FILE, TOKENIZER_BYTES_MAX)
                     .map_err(|error| PipelineError::tokenizer(TOKENIZER_FILE, error))?;
                 let text = match text {
-                    None if special.kind.as_deref() == Some("CLIPTokenizer") => clip::tokenizer_json(files, &special)?,
+                    None => vocabulary::tokenizer_json(files, &mut special)?,
                     text => text,
                 };
                 let missing = || PipelineError::tokenizer(TOKENIZER_FILE, "expected the file, found none");

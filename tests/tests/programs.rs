@@ -289,7 +289,7 @@ fn documented(metrics: &str) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_and_fifty_six_answers_stream_at_once() -> Result<()> {
     let swarm = Swarm::start(|_| Ok(Vec::new())).await?;
-    let (http, address) = (reqwest::Client::new(), swarm.address()?);
+    let (http, address) = (accel_node::tls::loopback(), swarm.address()?);
     let ask = |number: usize| {
         let body = json!({
             "model": NAME, "prompt": format!("{number}, {}, ", number + 1), "max_tokens": 4, "temperature": 0,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::hub::HubAccess;
 pub use crate::shares::Split;
 
 use accel_models::usage::ExpertPair;
@@ -123,6 +124,35 @@ pub struct Pulled {
     pub duplicate_blocks: u64,
     /// Who sent how many bytes; a missing name means bitswap, which does not say.
     pub peers: Vec<(Option<String>, u64)>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// A model of the Hugging Face hub to download and import.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HubBody {
+    /// `hf://org/name`, with `@revision` or `:QUANT` behind it.
+    pub model: String,
+    /// Which hub, and by what token; as the daemon's own environment says where it is left out.
+    #[serde(default)]
+    pub access: Option<HubAccess>,
+}
+
+/// What a download from the hub did.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HubPulled {
+    /// The root.
+    pub cid: String,
+    /// What it is called here now.
+    pub name: ModelName,
+    /// The commit of the hub's repository.
+    pub commit: String,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Bytes that the hub sent.
+    pub downloaded_bytes: u64,
+    /// Blocks that were not here before.
+    pub new_blocks: u64,
     /// How long it took.
     pub seconds: f64,
 }

@@ -18,7 +18,7 @@ use crate::scheduler::KeepAlive;
 use crate::store::{AddOptions, Chunker, FetchOptions, Freed};
 
 /// Progress that waits to be sent; what comes while it is full is left out.
-const PROGRESS: usize = 16;
+pub(super) const PROGRESS: usize = 16;
 
 pub(super) async fn list(State(shared): State<Shared>) -> Result<Json<Vec<ModelView>>, Refusal> {
     let loaded = shared.node.scheduler.models().loaded();
@@ -227,7 +227,7 @@ fn path_of(model: &ModelRef) -> Option<&str> {
 }
 
 /// The progress of `work` as it comes, then how it ended. Dropping the stream drops the work.
-fn progress_then_result<R: Send + 'static>(
+pub(super) fn progress_then_result<R: Send + 'static>(
     heard: mpsc::Receiver<Transfer>,
     work: impl Future<Output = Result<R, JobError>> + Send + 'static,
 ) -> impl Stream<Item = Line<Transfer, R>> + Send {

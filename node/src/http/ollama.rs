@@ -24,8 +24,9 @@ use super::guard::{self, Denied};
 use super::known::{KnownModel, known};
 use super::models::pulled;
 use super::openai::{spec, vector};
-use super::{Shared, lines, retry_after, status};
-use crate::api::Line;
+use super::{Shared, hub, lines, retry_after, status};
+use crate::api::{Line, Transfer};
+use crate::hub::HubModel;
 use crate::scheduler::KeepAlive;
 use crate::store::RootKind;
 
@@ -525,14 +526,23 @@ struct PullBody {
 
 async fn pull(State(shared): State<Shared>, body: Result<Json<PullBody>, JsonRejection>) -> Result<Response, Refusal> {
     let Json(PullBody { model: name, stream: streams }) = body?;
-    let model = shared.names.resolve(&shared.node.store, &name).await?;
-    let steps = pulled(shared, model.clone()).map(move |line| match line {
+    let told = |line: Line<Transfer, ()>, digest: String| match line {
         Line::Progress(now) => json!({
-            "status": format!("pulling {model}"), "digest": model, "total": now.total_bytes, "completed": now.done_bytes,
+            "status": format!("pulling {digest}"), "digest": digest, "total": now.total_bytes,
+            "completed": now.done_bytes,
         }),
-        Line::Result(_) => json!({ "status": "success" }),
+        Line::Result(()) => json!({ "status": "success" }),
         Line::Error(error) => json!({ "error": error.message }),
-    });
+    };
+    let steps = if HubModel::is_meant(&name) {
+        let model: HubModel = name.parse().map_err(JobError::from)?;
+        let digest = model.to_string();
+        hub::pulled(shared, model, None).map(move |line| told(without_result(line), digest.clone())).boxed()
+    } else {
+        let model = shared.names.resolve(&shared.node.store, &name).await?;
+        let digest = model.to_string();
+        pulled(shared, model).map(move |line| told(without_result(line), digest.clone())).boxed()
+    };
     if streams {
         return Ok(lines(stream::iter([json!({ "status": "pulling manifest" })]).chain(steps)));
     }
@@ -540,6 +550,14 @@ async fn pull(State(shared): State<Shared>, body: Result<Json<PullBody>, JsonRej
     match end.get("error").and_then(Value::as_str) {
         Some(words) => Err(JobError::new(ErrorCode::ModelNotFound, words).into()),
         None => Ok(Json(end).into_response()),
+    }
+}
+
+fn without_result<R>(line: Line<Transfer, R>) -> Line<Transfer, ()> {
+    match line {
+        Line::Progress(now) => Line::Progress(now),
+        Line::Result(_) => Line::Result(()),
+        Line::Error(error) => Line::Error(error),
     }
 }
 

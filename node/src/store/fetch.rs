@@ -264,6 +264,11 @@ impl Work {
         const STEP_BYTES: u64 = 4 << 20;
         const MAX_HEADER_BYTES: u64 = 128 << 20;
         self.complete(Scope::EveryFile { bytes: FIRST_BYTES }, &mut |_| {}).await?;
+        let opened = self.open("").await?;
+        let scattered = super::weights::scattered(&opened);
+        if !scattered.is_empty() {
+            self.complete(Scope::Parts(scattered), &mut |_| {}).await?;
+        }
         let mut bytes = 0;
         loop {
             let opened = self.open("").await?;

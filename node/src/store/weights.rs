@@ -2,9 +2,11 @@
 //!
 //! The formats themselves are read by the backends crate, on this side of an import and on the other.
 
+use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
-use accel_backends::files::{LocalFiles, ModelFiles};
+use accel_backends::files::{LocalFiles, ModelFiles, file_bytes};
 use accel_backends::weights::{self, TensorInfo};
 
 use super::cut::Extent;
@@ -28,6 +30,12 @@ pub(super) fn extents(path: &Path) -> Result<Option<Vec<Extent>>, StoreError> {
 pub(super) fn tensors(files: &dyn ModelFiles, file: &str) -> Result<Option<Vec<TensorInfo>>, StoreError> {
     weights::tensor_ranges(files, file)
         .map_err(|error| StoreError::Weights { file: file.to_owned(), found: error.to_string() })
+}
+
+/// The files of a stored model that must be here whole before their tensors are known, each with all its bytes.
+pub(super) fn scattered(files: &dyn ModelFiles) -> HashMap<String, Vec<Range<u64>>> {
+    let whole = |name: &str| Some((name.to_owned(), vec![0..file_bytes(files, name)?]));
+    weights::scattered(files).into_iter().filter_map(whole).collect()
 }
 
 /// Kind of a file that begins with `magic`.

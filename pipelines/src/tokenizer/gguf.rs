@@ -9,14 +9,13 @@ use std::collections::HashMap;
 use accel_backends::weights::gguf::{Metadata, Value as GgufValue};
 use serde_json::{Value, json};
 
+use super::vocabulary::merges;
 use crate::error::PipelineError;
-
-/// Pieces longer than this, in characters, are not cut into merges: whitespace runs, the longest there are, are shorter.
-const MERGED_PIECE_MAX: usize = 256;
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str =
+/// The cut of Qwen 2, by its files of either format.
+pub(super) const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// How a text is cut before merging: by the name in the file, expressions one after the other, and whether whole words
@@ -77,19 +76,8 @@ fn sentence_piece(metadata: &Metadata, tokens: &[String], ids: &HashMap<&str, us
     if scores.len() != tokens.len() {
         return Err(PipelineError::tokenizer(key, format!("expected {} scores, found {}", tokens.len(), scores.len())));
     }
-    let mut merges: Vec<(f32, usize, usize)> = Vec::new();
-    for (piece, &score) in tokens.iter().zip(scores) {
-        if piece.chars().count() > MERGED_PIECE_MAX {
-            continue;
-        }
-        let cuts = piece.char_indices().skip(1).map(|(place, _)| piece.split_at(place));
-        let mut found: Vec<_> =
-            cuts.filter_map(|(left, right)| Some((score, *ids.get(left)?, *ids.get(right)?))).collect();
-        found.sort_by_key(|&(_, left, right)| (left, right));
-        merges.extend(found);
-    }
-    merges.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let merges: Vec<[&str; 2]> = merges.iter().map(|&(_, left, right)| [&*tokens[left], &*tokens[right]]).collect();
+    let pieces: Vec<(&str, f32)> = tokens.iter().map(String::as_str).zip(scores.iter().copied()).collect();
+    let merges = merges(&pieces, ids);
     let prefix = !matches!(metadata.get("tokenizer.ggml.add_space_prefix"), Some(GgufValue::Bool(false)));
     let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
     let prepend = json!({"type": "Prepend", "prepend": "▁"});

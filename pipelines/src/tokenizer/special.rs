@@ -37,6 +37,12 @@ pub struct Special {
     pub tidy: bool,
     /// The class of the tokenizer.
     pub kind: Option<String>,
+    /// What stands between two texts.
+    pub separator: Option<String>,
+    /// `tokenizer_config.json` as it stands.
+    pub settings: Value,
+    /// `special_tokens_map.json` as it stands, where it counts.
+    pub map: Value,
 }
 
 /// From the metadata of a GGUF file.
@@ -100,11 +106,14 @@ pub fn from_files(files: &dyn ModelFiles) -> Result<Special, PipelineError> {
     special.padding = token("pad_token");
     special.unknown = token("unk_token");
     special.class = token("cls_token");
+    special.separator = token("sep_token");
     // Where nothing is known, the files have a number far beyond any text.
     let length = config["model_max_length"].as_f64().filter(|length| (1.0..1e9).contains(length));
     special.length_max = length.map(|length| length as usize);
     special.tidy = config["clean_up_tokenization_spaces"] == true;
     special.kind = config["tokenizer_class"].as_str().map(str::to_owned);
+    special.settings = config;
+    special.map = map;
     // Processors of pictures and texts have had it in a file of its own.
     if let Some(config) = json(files, "chat_template.json")? {
         special.template = template(&config["chat_template"]).or(special.template);
@@ -120,7 +129,12 @@ fn bytes(files: &dyn ModelFiles, file: &str) -> Result<Option<Vec<u8>>, Pipeline
     read_small(files, file, FILE_BYTES_MAX).map_err(|error| PipelineError::tokenizer(file, error))
 }
 
-fn json(files: &dyn ModelFiles, file: &str) -> Result<Option<Value>, PipelineError> {
+/// A file of JSON, if the model has it.
+///
+/// # Errors
+///
+/// When it is damaged, or cannot be read.
+pub fn json(files: &dyn ModelFiles, file: &str) -> Result<Option<Value>, PipelineError> {
     let parse = |text: Vec<u8>| serde_json::from_slice(&text).map_err(|error| PipelineError::tokenizer(file, error));
     bytes(files, file)?.map(parse).transpose()
 }
@@ -135,7 +149,7 @@ fn ids(value: &Value) -> Vec<u32> {
 }
 
 /// A text, or an added token that has one.
-fn token_text(value: &Value) -> Option<String> {
+pub fn token_text(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
 }
 

@@ -1,32 +1,17 @@
-//! The tokenizer of CLIP from the two files that models of before `tokenizer.json` have, as every Stable Diffusion
-//! (`CLIPConverter` of `transformers/convert_slow_tokenizer.py`).
+//! The tokenizer of CLIP, as every Stable Diffusion has it (`CLIPConverter`).
 
-use accel_backends::files::{ModelFiles, read_small};
-use serde_json::{Map, Value, json};
+use accel_backends::files::ModelFiles;
+use serde_json::{Value, json};
 
-use super::special::Special;
+use super::super::special::Special;
+use super::byte_level::{VOCABULARY_FILE, Vocabulary};
 use crate::error::PipelineError;
 
-const VOCABULARY_FILE: &str = "vocab.json";
-const MERGES_FILE: &str = "merges.txt";
-const FILE_BYTES_MAX: u64 = 16 << 20;
 /// What is a word: ends of English words, letters, single digits, and what is neither.
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-/// The `tokenizer.json` that the files stand for; none where they are not there.
-///
-/// # Errors
-///
-/// When a file is damaged, or the vocabulary lacks a special token.
-pub fn tokenizer_json(files: &dyn ModelFiles, special: &Special) -> Result<Option<Vec<u8>>, PipelineError> {
-    let read =
-        |file: &str| read_small(files, file, FILE_BYTES_MAX).map_err(|error| PipelineError::tokenizer(file, error));
-    let (Some(vocabulary), Some(merges)) = (read(VOCABULARY_FILE)?, read(MERGES_FILE)?) else { return Ok(None) };
-    let damaged = |error| PipelineError::tokenizer(VOCABULARY_FILE, error);
-    let vocabulary: Map<String, Value> = serde_json::from_slice(&vocabulary).map_err(damaged)?;
-    let merges = String::from_utf8(merges).map_err(|error| PipelineError::tokenizer(MERGES_FILE, error))?;
-    // The first line says the version.
-    let merges: Vec<&str> = merges.lines().skip(1).filter(|line| !line.is_empty()).collect();
+pub(super) fn tokenizer(files: &dyn ModelFiles, special: &Special) -> Result<Value, PipelineError> {
+    let Vocabulary { ids: vocabulary, merges } = Vocabulary::read(files)?;
     let named = |token: &Option<String>, default: &str| {
         let token = token.clone().unwrap_or_else(|| default.to_owned());
         let id = vocabulary.get(&token).and_then(Value::as_u64);
@@ -63,5 +48,5 @@ pub fn tokenizer_json(files: &dyn ModelFiles, special: &Special) -> Result<Optio
                    "end_of_word_suffix": "</w>", "fuse_unk": false, "byte_fallback": false,
                    "vocab": vocabulary, "merges": merges },
     });
-    Ok(Some(tokenizer.to_string().into_bytes()))
+    Ok(tokenizer)
 }
