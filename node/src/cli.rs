@@ -112,7 +112,7 @@ enum Command {
     /// HF_TOKEN, or the token of `hf auth login`, opens private and gated models; HF_ENDPOINT names another hub. An
     /// interrupted download goes on from where it was.
     Pull {
-        /// CID, CID/path, ipfs://CID, a name, or hf://org/name[@revision][:QUANT]
+        /// CID, CID/path, ipfs://CID, a name, NAME@PEER, or hf://org/name[@revision][:QUANT]
         #[arg(value_parser = models::named)]
         model: String,
     },
@@ -131,7 +131,7 @@ enum Command {
     },
     /// Bring a model into memory, fetched first if need be
     Load {
-        /// CID, CID/path, ipfs://CID, or a name
+        /// CID, CID/path, ipfs://CID, a name, or NAME@PEER
         #[arg(value_parser = models::named)]
         model: String,
         /// Seconds that it stays there without a job; 0 keeps it as long as there is room [default: as configured]
@@ -140,7 +140,7 @@ enum Command {
     },
     /// Drop a model from memory
     Stop {
-        /// CID, CID/path, ipfs://CID, or a name
+        /// CID, CID/path, ipfs://CID, a name, or NAME@PEER
         #[arg(value_parser = models::named)]
         model: String,
     },
@@ -148,7 +148,7 @@ enum Command {
     Ls,
     /// Show the files of a model, and its tensors
     Show {
-        /// CID, CID/path, ipfs://CID, or a name
+        /// CID, CID/path, ipfs://CID, a name, or NAME@PEER
         #[arg(value_parser = models::named)]
         model: String,
         /// List the tensors: name, shape, type, bytes, and how much of each is here

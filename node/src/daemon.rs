@@ -204,11 +204,12 @@ impl Node {
         tasks.spawn(watched("peers to join by", joined, stop.clone()));
         let told = records::run(node.store.clone(), swarm.peers().clone(), stop.clone());
         tasks.spawn(watched("provider records", told, stop.clone()));
-        tasks.spawn(watched("peers' requests", serve::run(node.clone(), stop.clone()), stop.clone()));
+        let names = Names::open(data_dir.join("names.json"), keypair.clone())?;
+        let served = serve::run(node.clone(), names.clone(), stop.clone());
+        tasks.spawn(watched("peers' requests", served, stop.clone()));
         tasks.spawn(watched("experts for peers", holder.run(stop.clone()), stop.clone()));
         tasks.spawn(watched("layers for peers", stages.run(stop.clone()), stop.clone()));
         let keys = place.keys.clone();
-        let names = Names::open(data_dir.join("names.json"))?;
         let reload = Reload {
             data_dir: data_dir.clone(),
             running: membership,

@@ -20,7 +20,7 @@ mod jobs;
 pub mod membership;
 mod memory;
 mod metrics;
-mod names;
+pub mod names;
 pub mod peers;
 mod places;
 pub mod process;

@@ -1,21 +1,39 @@
-//! What models are called on this node, kept in one small file.
+//! What models are called: on this node, kept in one small file, and on others, as they say it.
 //!
-//! The file is replaced whole, so it is the old table or the new one.
+//! The file is replaced whole, so it is the old table or the new one. What a peer calls something is asked of the peer, as
+//! `NAME@PEER`; it signs what it says, so that whoever has heard it can pass it on while the peer is away.
 
-use std::collections::BTreeMap;
+mod signed;
+
+use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use accel_protocol::{ErrorCode, JobError, ModelName, ModelRef};
+use accel_protocol::{
+    ErrorCode, JobError, JobRequest, JobResponse, ModelName, ModelRef, NameRecord, NameRequest, SignedName,
+};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use libp2p::PeerId;
+use libp2p::identity::Keypair;
 use serde::{Deserialize, Serialize};
 
+use crate::advert::Advertiser;
 use crate::data_dir;
 use crate::hub::HubModel;
-use crate::store::Store;
+use crate::peers::unix_ms;
+use crate::swarm::Swarm;
+
+pub use signed::{sign, verify};
 
 /// Names at most, so that the file stays small.
 const NAMES: usize = 4096;
+/// How long a peer may take to say what it calls so.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Others that are asked while it is away.
+const OTHERS: usize = 8;
 
 /// Names that cannot be read or kept.
 #[derive(Debug, thiserror::Error)]
@@ -57,14 +75,23 @@ pub struct Named {
 pub struct Names {
     path: PathBuf,
     table: Arc<Mutex<BTreeMap<ModelName, ModelRef>>>,
+    keypair: Keypair,
+    heard: Arc<Mutex<HashMap<(PeerId, ModelName), Heard>>>,
+}
+
+/// What a peer has said of a name of its own.
+#[derive(Clone, Debug)]
+struct Heard {
+    record: NameRecord,
+    signed: SignedName,
 }
 
 impl Names {
-    /// The names in a file; none where there is no file yet.
+    /// The names in a file; none where there is no file yet. Peers who ask are answered under `keypair`.
     ///
     /// # Errors
     /// When the file cannot be read, or holds something else.
-    pub fn open(path: PathBuf) -> Result<Self, NamesError> {
+    pub fn open(path: PathBuf, keypair: Keypair) -> Result<Self, NamesError> {
         let table = match std::fs::read(&path) {
             Ok(text) => {
                 serde_json::from_slice(&text).map_err(|source| NamesError::Damaged { path: path.clone(), source })?
@@ -72,7 +99,7 @@ impl Names {
             Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
             Err(source) => return Err(NamesError::File { path, source }),
         };
-        Ok(Self { path, table: Arc::new(Mutex::new(table)) })
+        Ok(Self { path, table: Arc::new(Mutex::new(table)), keypair, heard: Arc::default() })
     }
 
     fn table(&self) -> MutexGuard<'_, BTreeMap<ModelName, ModelRef>> {
@@ -128,14 +155,89 @@ impl Names {
         Ok(())
     }
 
-    /// The model that a text names: by its CID, by a name given here, or by what its file or directory was called when
-    /// it was imported, if only one was called so.
+    fn heard(&self) -> MutexGuard<'_, HashMap<(PeerId, ModelName), Heard>> {
+        // Entries come and go whole.
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a peer says of a name of its own: this node of its own, and of others what it has heard and still counts.
+    pub fn told(&self, request: &NameRequest) -> Option<SignedName> {
+        let peer: PeerId = request.peer.parse().ok()?;
+        if peer == self.keypair.public().to_peer_id() {
+            let model = self.table().get(&request.name).cloned()?;
+            return sign(&self.keypair, &request.name, &model, unix_ms());
+        }
+        let heard = self.heard().get(&(peer, request.name.clone())).cloned()?;
+        (heard.record.expires_unix_ms > unix_ms()).then_some(heard.signed)
+    }
+
+    /// What `peer` calls so: by itself, or, while it is away, by what others have heard of it.
+    async fn ask(&self, swarm: &Swarm, peer: PeerId, name: ModelName) -> Result<ModelRef, JobError> {
+        if peer == swarm.id() {
+            let own = self.table().get(&name).cloned();
+            return own.ok_or_else(|| JobError::new(ErrorCode::ModelNotFound, format!("{name} is no name here")));
+        }
+        let request = JobRequest::Name(Box::new(NameRequest { peer: peer.to_string(), name: name.clone() }));
+        let away = match swarm.request(peer, &request, ANSWER).await {
+            Ok(JobResponse::Name(Some(told))) => return self.hear(peer, &name, *told),
+            Ok(JobResponse::Name(None)) => {
+                let words = format!("{peer} calls nothing {name}");
+                return Err(JobError::new(ErrorCode::ModelNotFound, words));
+            }
+            Ok(_) => format!("{peer} answered something else"),
+            Err(error) => error.to_string(),
+        };
+        let others = swarm.peers().all().into_iter().filter(|(_, known)| known.is_connected() && known.advert.is_some());
+        let asked: FuturesUnordered<_> =
+            others.take(OTHERS).map(|(other, _)| swarm.request(other, &request, ANSWER)).collect();
+        let told: Vec<_> = asked.collect().await;
+        for answer in told {
+            if let Ok(JobResponse::Name(Some(told))) = answer {
+                // What a third says may be wrong, or older than what is known.
+                let _refused = self.hear(peer, &name, *told);
+            }
+        }
+        let known = self.heard().get(&(peer, name.clone())).cloned();
+        match known.filter(|heard| heard.record.expires_unix_ms > unix_ms()) {
+            Some(heard) => Ok(heard.record.model),
+            None => {
+                let words = format!("{away}; and nobody else has heard what it calls {name}");
+                Err(JobError::new(ErrorCode::ModelNotFound, words))
+            }
+        }
+    }
+
+    /// Takes in what `peer` has said, whoever passed it on; the latest counts.
+    fn hear(&self, peer: PeerId, name: &ModelName, told: SignedName) -> Result<ModelRef, JobError> {
+        let record = verify(&told, peer, name, unix_ms())
+            .map_err(|reason| JobError::new(ErrorCode::InvalidRequest, format!("{name}@{peer}: {reason}")))?;
+        let mut heard = self.heard();
+        if heard.len() >= NAMES {
+            heard.retain(|_, heard| heard.record.expires_unix_ms > unix_ms());
+        }
+        let key = (peer, name.clone());
+        let is_later = heard.get(&key).is_none_or(|known| known.record.signed_unix_ms <= record.signed_unix_ms);
+        let model = record.model.clone();
+        if is_later && (heard.len() < NAMES || heard.contains_key(&key)) {
+            heard.insert(key, Heard { record, signed: told });
+        }
+        Ok(model)
+    }
+
+    /// The model that a text names: by its CID, by a name given here, by what a peer calls it (`NAME@PEER`), or by what its
+    /// file or directory was called when it was imported, if only one was called so.
     ///
     /// # Errors
-    /// When nothing here is called so, or several things are.
-    pub async fn resolve(&self, store: &Store, text: &str) -> Result<ModelRef, JobError> {
+    /// When nothing is called so, or several things here are.
+    pub async fn resolve(&self, node: &Advertiser, text: &str) -> Result<ModelRef, JobError> {
         if let Ok(model) = text.parse() {
             return Ok(model);
+        }
+        if let Some((name, peer)) = text.rsplit_once('@')
+            && let Ok(peer) = peer.parse()
+        {
+            let invalid = |error| JobError::new(ErrorCode::InvalidRequest, error);
+            return self.ask(&node.swarm, peer, name.parse().map_err(invalid)?).await;
         }
         // What came from the hub is known by the hub's name too, as whoever pulled it wrote it.
         let of_hub = text.parse().ok().and_then(|model: HubModel| model.name().ok());
@@ -143,7 +245,7 @@ impl Names {
         if let Some(model) = name.and_then(|name| self.table().get(&name).cloned()) {
             return Ok(model);
         }
-        let pinned = store.pinned().await.map_err(JobError::from)?;
+        let pinned = node.store.pinned().await.map_err(JobError::from)?;
         let called: Vec<_> = pinned.iter().filter(|root| root.name == text).collect();
         let words = match called.as_slice() {
             [one] => return Ok(ModelRef::from(one.cid)),

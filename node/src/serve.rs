@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use accel_protocol::limits::{INLINE_RESULT_BYTES, STREAMS_PER_PEER};
+use accel_protocol::limits::{INLINE_RESULT_BYTES, REQUESTS_PER_PEER, STREAMS_PER_PEER};
 use accel_protocol::message::{JOBS_PROTOCOL, OUTPUT_PROTOCOL};
 use accel_protocol::{
     ErrorCode, EventRecord, JobError, JobRequest, JobResponse, JobSpec, OutputRequest, Rejection, frame,
@@ -20,12 +20,12 @@ use tokio_util::task::TaskTracker;
 use crate::advert::Advertiser;
 use crate::frames::FrameStream;
 use crate::jobs::{Jobs, Owner};
+use crate::names::Names;
 use crate::places::Places;
 use crate::swarm::SwarmError;
 
-/// Requests worked on at once, and of one peer.
+/// Requests worked on at once.
 const REQUESTS: usize = 64;
-const REQUESTS_PER_PEER: usize = 16;
 /// Output streams of all peers together.
 const OUTPUT_STREAMS: usize = 256;
 /// An opened stream must name its job within this time.
@@ -41,7 +41,7 @@ const SHORT_JOB_WAIT: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When the swarm has stopped.
-pub async fn run(advertiser: Advertiser, stop: CancellationToken) -> Result<(), SwarmError> {
+pub async fn run(advertiser: Advertiser, names: Names, stop: CancellationToken) -> Result<(), SwarmError> {
     let ipfs = advertiser.swarm.ipfs().clone();
     let protocol = |error: rust_ipfs::Error| SwarmError::Ipfs { doing: "serve peers", message: format!("{error:#}") };
     let mut requests = ipfs.requests_subscribe(StreamProtocol::new(JOBS_PROTOCOL)).await.map_err(protocol)?;
@@ -63,9 +63,9 @@ pub async fn run(advertiser: Advertiser, stop: CancellationToken) -> Result<(), 
                     respond(&advertiser, peer, id, &busy).await;
                     continue;
                 };
-                let advertiser = advertiser.clone();
+                let (advertiser, names) = (advertiser.clone(), names.clone());
                 at_work.spawn(async move {
-                    let response = answer(&advertiser, peer, &bytes).await;
+                    let response = answer(&advertiser, &names, peer, &bytes).await;
                     respond(&advertiser, peer, id, &response).await;
                     drop(place);
                 });
@@ -99,7 +99,7 @@ async fn respond(advertiser: &Advertiser, peer: PeerId, id: InboundRequestId, re
     }
 }
 
-async fn answer(advertiser: &Advertiser, peer: PeerId, bytes: &[u8]) -> JobResponse {
+async fn answer(advertiser: &Advertiser, names: &Names, peer: PeerId, bytes: &[u8]) -> JobResponse {
     let request = match frame::decode::<JobRequest>(bytes) {
         Ok(request) => request,
         Err(error) => return rejected(ErrorCode::InvalidRequest, &error.to_string(), None),
@@ -122,6 +122,7 @@ async fn answer(advertiser: &Advertiser, peer: PeerId, bytes: &[u8]) -> JobRespo
                 Err(error) => JobResponse::Rejected(error.into()),
             }
         }
+        JobRequest::Name(request) => JobResponse::Name(names.told(&request).map(Box::new)),
         JobRequest::Capabilities(theirs) => {
             advertiser.swarm.peers().hear(peer, *theirs);
             match advertiser.advert().await {

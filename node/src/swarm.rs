@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use accel_ipfs::{GossipsubEvent, PeerEvent, Reachability, RelayConfig, RequestResponseConfig, Settings};
 use accel_protocol::frame::{self, FrameError};
-use accel_protocol::limits::{ADVERT_BYTES, FRAME_BYTES, STREAMS_PER_PEER};
+use accel_protocol::limits::{ADVERT_BYTES, FRAME_BYTES, REQUESTS_PER_PEER, STREAMS_PER_PEER};
 use accel_protocol::message::{ADVERTS_TOPIC, JOBS_PROTOCOL, OUTPUT_PROTOCOL};
 use accel_protocol::{JobRequest, JobResponse, ModelRef, OutputRequest};
 use futures::future::join_all;
@@ -377,8 +377,7 @@ impl Swarm {
         let bytes = frame::encode(request).map_err(|source| SwarmError::Frame { peer, source })?;
         let places = self.asking(peer);
         let ask = async {
-            // More than a peer takes would be refused by libp2p; they wait here instead. Half, since a place that was
-            // given back here is given back there a little later.
+            // More than a peer takes would be refused there; they wait here instead.
             let _place = places.acquire().await;
             self.connect(peer).await?;
             let send = self.ipfs.send_request(peer, (StreamProtocol::new(JOBS_PROTOCOL), bytes));
@@ -394,7 +393,7 @@ impl Swarm {
         if asking.len() >= ASKED {
             asking.retain(|_, places| Arc::strong_count(places) > 1);
         }
-        asking.entry(peer).or_insert_with(|| Arc::new(Semaphore::new(STREAMS_PER_PEER / 2))).clone()
+        asking.entry(peer).or_insert_with(|| Arc::new(Semaphore::new(REQUESTS_PER_PEER))).clone()
     }
 
     /// Opens the stream of a job's events `within` that time.

@@ -27,7 +27,7 @@ pub use job::{
 };
 pub use message::{JobRequest, JobResponse, OutputRequest, Rejection};
 pub use model::ModelRef;
-pub use name::ModelName;
+pub use name::{ModelName, NameRecord, NameRequest, SignedName};
 pub use result::TaskResult;
 pub use share::{
     ExpertAsk, ExpertRequest, Floats, LayerExperts, Offer, OfferRequest, ShareAnswer, ShareReply, ShareRequest,

@@ -18,6 +18,10 @@ pub const ADVERT_ADDRESSES: usize = 8;
 pub const MODEL_PATH_BYTES: usize = 512;
 /// A model's name.
 pub const MODEL_NAME_BYTES: usize = 128;
+/// What a peer says of one of its names: the name, a model with its path, and two times.
+pub const NAME_RECORD_BYTES: usize = 1 << 10;
+/// The life of what a peer says of one of its names; whoever passes it on may do so for that long.
+pub const NAME_LIFE_MS: u64 = 24 * 60 * 60 * 1000;
 /// Words of an error.
 pub const ERROR_TEXT_BYTES: usize = 2 << 10;
 /// Tokens of one answer: the longest contexts in use.
@@ -60,6 +64,8 @@ pub const EVENTS_KEPT_BYTES: usize = 4 << 20;
 pub const DEADLINE_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// Streams that one peer may hold open for a protocol.
 pub const STREAMS_PER_PEER: usize = 64;
+/// Requests of one peer that are worked on at the same time; more are refused, so peers ask no more at once.
+pub const REQUESTS_PER_PEER: usize = 16;
 /// The life of an advert; one that claims more than twice as much is dropped, since clocks differ.
 pub const ADVERT_LIFE_MS: u64 = 2 * 60 * 1000;
 /// Bytes of the name of a way to store weights.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::capability::Advert;
 use crate::error::JobError;
 use crate::job::{EventRecord, JobId, JobSpec, JobStatus};
+use crate::name::{NameRequest, SignedName};
 use crate::share::{Offer, OfferRequest};
 
 /// Request-response protocol for jobs.
@@ -27,6 +28,8 @@ pub enum JobRequest {
     Capabilities(Box<Advert>),
     /// What could you do for this model, with others?
     Offer(Box<OfferRequest>),
+    /// What does a peer call so?
+    Name(Box<NameRequest>),
 }
 
 /// The answer to a [`JobRequest`].
@@ -49,6 +52,8 @@ pub enum JobResponse {
     Capabilities(Box<Advert>),
     /// What this peer could do for a model.
     Offer(Box<Offer>),
+    /// What a peer has said of a name of its own; none where that is not known here.
+    Name(Option<Box<SignedName>>),
 }
 
 /// Why a job is not taken.

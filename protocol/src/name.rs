@@ -68,3 +68,39 @@ impl<'de> Deserialize<'de> for ModelName {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
+
+/// What a peer says that a name of its own stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameRecord {
+    /// The name.
+    pub name: ModelName,
+    /// What it stands for.
+    pub model: ModelRef,
+    /// When it was said, in milliseconds after the Unix epoch: of two records the later one counts.
+    pub signed_unix_ms: u64,
+    /// When it counts no more.
+    pub expires_unix_ms: u64,
+}
+
+/// A [`NameRecord`] as it travels: whoever passes it on cannot change it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedName {
+    /// The record, in the encoding of frames.
+    pub record: Vec<u8>,
+    /// The public key of who says it, in libp2p's encoding.
+    pub key: Vec<u8>,
+    /// What that key makes of [`NAME_DOMAIN`] and the record.
+    pub signature: Vec<u8>,
+}
+
+/// Stands before a record when it is signed, so that a signature is good for nothing else.
+pub const NAME_DOMAIN: &[u8] = b"accel model name 1\0";
+
+/// A question what a peer calls so, to that peer or to whoever may have heard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameRequest {
+    /// The peer's id, as text.
+    pub peer: String,
+    /// The name.
+    pub name: ModelName,
+}

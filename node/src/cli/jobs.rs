@@ -97,7 +97,7 @@ pub(super) async fn find_model(api: &Api, text: &str, output: &Output) -> Result
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ChatArgs {
-    /// CID, CID/path, ipfs://CID, a name, or a file or directory, which is imported first
+    /// CID, CID/path, ipfs://CID, a name, NAME@PEER, or a file or directory, which is imported first
     model: String,
     /// Instructions that stand above the conversation
     #[arg(long)]

@@ -41,7 +41,7 @@ struct PaintingArgs {
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct RunArgs {
-    /// CID, CID/path, ipfs://CID, a name, or a file or directory, which is imported first
+    /// CID, CID/path, ipfs://CID, a name, NAME@PEER, or a file or directory, which is imported first
     model: String,
     /// What to answer, or a file: of a picture, of a sound, or of numbers with commas between them, a line for each
     /// time; standard input when missing or "-"
@@ -215,7 +215,6 @@ pub(super) async fn run(
 /// Submits to a peer without a daemon: a node of the command's own, with an identity and a store that vanish.
 pub(super) async fn run_direct(args: RunArgs, interrupts: &mut Interrupts, output: &Output) -> Result<(), CliError> {
     let Some(peer) = args.peer.clone() else { return Ok(()) };
-    let model = models::parse(&args.model)?;
     let invite = args.invite.as_ref().map(Token::read).transpose()?;
     let input = interrupts.unless(args.input()).await?;
     let session = interrupts.unless(Session::throw_away(invite.as_ref())).await?;
@@ -223,6 +222,10 @@ pub(super) async fn run_direct(args: RunArgs, interrupts: &mut Interrupts, outpu
         let address = peer.to_string();
         let connected = async { Ok(session.api.connect(&address).await?) };
         let peer = interrupts.unless(connected).await?;
+        // A name is one that this peer gave.
+        let known = args.model.parse::<ModelRef>().is_ok() || args.model.contains('@');
+        let named = if known { args.model.clone() } else { format!("{}@{peer}", args.model) };
+        let model = interrupts.unless(models::find(&session.api, &named)).await?;
         let body = JobBody { peer: Some(peer), ..args.body(model, input)? };
         finish(&session.api, body, args.output.as_deref(), interrupts, output).await
     };

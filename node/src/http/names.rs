@@ -12,7 +12,7 @@ pub(super) async fn list(State(shared): State<Shared>) -> Json<Vec<Named>> {
 }
 
 pub(super) async fn resolve(State(shared): State<Shared>, Path(name): Path<String>) -> Result<Json<ModelRef>, Refusal> {
-    Ok(Json(shared.names.resolve(&shared.node.store, &name).await?))
+    Ok(Json(shared.names.resolve(&shared.node, &name).await?))
 }
 
 pub(super) async fn set(

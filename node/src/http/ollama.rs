@@ -150,7 +150,7 @@ struct Show {
 
 async fn show(State(shared): State<Shared>, body: Result<Json<Show>, JsonRejection>) -> Result<Json<Value>, Refusal> {
     let Json(Show { model: name }) = body?;
-    let model = shared.names.resolve(&shared.node.store, &name).await?;
+    let model = shared.names.resolve(&shared.node, &name).await?;
     let path = (!model.path.is_empty()).then_some(model.path.as_str());
     let files = shared.node.store.open(&model.cid, path).await?;
     let look = tokio::task::spawn_blocking(move || {
@@ -318,7 +318,7 @@ impl Door {
 
 /// Brings a model into memory, or drops it: what a request without a question is for.
 async fn load(shared: &Shared, asked: Asked, door: Door) -> Result<Response, Refusal> {
-    let model = shared.names.resolve(&shared.node.store, &asked.model).await?;
+    let model = shared.names.resolve(&shared.node, &asked.model).await?;
     let models = shared.node.scheduler.models();
     let keep_alive = keep_alive(&asked.rest)?;
     let reason = if keep_alive == Some(KeepAlive::For(Duration::ZERO)) {
@@ -369,7 +369,7 @@ async fn answer(shared: &Shared, asked: Asked, door: Door, (task, input): (Task,
     check_rest(&asked.rest)?;
     let keep_alive = keep_alive(&asked.rest)?;
     let begun = Instant::now();
-    let model: ModelRef = shared.names.resolve(&shared.node.store, &asked.model).await?;
+    let model: ModelRef = shared.names.resolve(&shared.node, &asked.model).await?;
     let job = spec(&model, task, input, generation(&asked.options)?);
     let mut answer = Answer::submit(shared, job)?;
     let (name, models) = (asked.model, shared.node.scheduler.models().clone());
@@ -502,7 +502,7 @@ async fn embed(
 ) -> Result<Json<Value>, Refusal> {
     let Json(EmbedBody { model: name, input }) = body?;
     let begun = Instant::now();
-    let model = shared.names.resolve(&shared.node.store, &name).await?;
+    let model = shared.names.resolve(&shared.node, &name).await?;
     let texts = match input {
         Texts::One(text) => vec![text],
         Texts::More(texts) => texts,
@@ -539,7 +539,7 @@ async fn pull(State(shared): State<Shared>, body: Result<Json<PullBody>, JsonRej
         let digest = model.to_string();
         hub::pulled(shared, model, None).map(move |line| told(without_result(line), digest.clone())).boxed()
     } else {
-        let model = shared.names.resolve(&shared.node.store, &name).await?;
+        let model = shared.names.resolve(&shared.node, &name).await?;
         let digest = model.to_string();
         pulled(shared, model).map(move |line| told(without_result(line), digest.clone())).boxed()
     };

@@ -1,7 +1,7 @@
 //! Values of every message: generated ones, and one of each for the snapshot.
 
 use accel_protocol::result::{Bounds, Entity, Filling, Label, Mask, Span, Thing};
-use accel_protocol::{
+use accel_protocol::{ModelName, NameRequest, SignedName, 
     Advert, Aggregation, Arithmetic, Backend, Device, ErrorCode, EventRecord, ExpertAsk, ExpertRequest, FileBytes,
     FinishReason, Floats, Generation, HeldModel, Input, JobError, JobEvent, JobId, JobRequest, JobResponse, JobSpec,
     JobState, JobStatus, LayerExperts, Load, Message, ModelRef, Offer, OfferRequest, OutputRequest, Painting,
@@ -47,6 +47,7 @@ pub fn request() -> impl Strategy<Value = JobRequest> {
         1 => advert().prop_map(|advert| JobRequest::Capabilities(Box::new(advert))),
         1 => (model(), "[A-Z0-9_]{1,8}")
             .prop_map(|(model, dtype)| JobRequest::Offer(Box::new(OfferRequest { model, dtype }))),
+        1 => ("[a-zA-Z0-9]{0,52}", name()).prop_map(|(peer, name)| JobRequest::Name(Box::new(NameRequest { peer, name }))),
     ]
 }
 
@@ -165,7 +166,17 @@ pub fn response() -> impl Strategy<Value = JobResponse> {
         any::<bool>().prop_map(JobResponse::Cancelled),
         advert().prop_map(|advert| JobResponse::Capabilities(Box::new(advert))),
         offer().prop_map(|offer| JobResponse::Offer(Box::new(offer))),
+        option::of(signed_name()).prop_map(|signed| JobResponse::Name(signed.map(Box::new))),
     ]
+}
+
+fn name() -> impl Strategy<Value = ModelName> {
+    "[a-z][a-z0-9._-]{0,12}(/[a-z0-9]{1,8})?".prop_filter_map("reserved", |text| text.parse().ok())
+}
+
+fn signed_name() -> impl Strategy<Value = SignedName> {
+    let bytes = || vec(any::<u8>(), 0..64);
+    (bytes(), bytes(), bytes()).prop_map(|(record, key, signature)| SignedName { record, key, signature })
 }
 
 fn job_id() -> impl Strategy<Value = JobId> {
@@ -474,6 +485,8 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
         ("response capabilities", response(JobResponse::Capabilities(Box::new(advert)))),
         ("request offer", request(JobRequest::Offer(Box::new(wanted)))),
         ("response offer", response(JobResponse::Offer(Box::new(offer)))),
+        ("request name", request(JobRequest::Name(Box::new(NameRequest { peer: "12D3".into(), name: "smollm2:135m".parse().unwrap() })))),
+        ("response name", response(JobResponse::Name(Some(Box::new(SignedName { record: vec![1], key: vec![2], signature: vec![3] }))))),
         ("experts hold", experts(hold)),
         ("experts forward", experts(forward)),
         ("experts echo", experts(ExpertAsk::Echo(rows()))),

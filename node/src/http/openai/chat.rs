@@ -76,7 +76,7 @@ pub(in crate::http) async fn chat(
 ) -> Result<Response, Refusal> {
     let Json(body) = body?;
     body.choosing.check_rest()?;
-    let model = shared.names.resolve(&shared.node.store, &body.model).await.map_err(unknown_model)?;
+    let model = shared.names.resolve(&shared.node, &body.model).await.map_err(unknown_model)?;
     let logprobs = logprobs(&body)?;
     let max_tokens = body.max_completion_tokens.or(body.max_tokens).unwrap_or(TOKENS).min(ANSWER_TOKENS);
     let (task, input) = conversation(body.messages)?;

@@ -49,7 +49,7 @@ pub(in crate::http) async fn completions(
 ) -> Result<Response, Refusal> {
     let Json(body) = body?;
     body.choosing.check_rest()?;
-    let model = shared.names.resolve(&shared.node.store, &body.model).await.map_err(unknown_model)?;
+    let model = shared.names.resolve(&shared.node, &body.model).await.map_err(unknown_model)?;
     let prompts = match body.prompt {
         Prompt::Texts(texts) => texts.into_vec(),
         Prompt::Tokens(_) => return Err(Refusal::field("prompt", "prompt: expected a text or several, not tokens")),

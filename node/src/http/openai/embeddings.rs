@@ -47,7 +47,7 @@ pub(in crate::http) async fn embeddings(
     body: Result<Json<Body>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let Json(body) = body?;
-    let model = shared.names.resolve(&shared.node.store, &body.model).await.map_err(unknown_model)?;
+    let model = shared.names.resolve(&shared.node, &body.model).await.map_err(unknown_model)?;
     let input = match body.input {
         OneOrMore::One(text) => Input::Text(text),
         OneOrMore::More(texts) => Input::Texts(texts),

@@ -50,7 +50,7 @@ pub(in crate::http) async fn submit(
     body: Result<Json<Body>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let Json(body) = body?;
-    let model = shared.names.resolve(&shared.node.store, &body.model).await.map_err(unknown_model)?;
+    let model = shared.names.resolve(&shared.node, &body.model).await.map_err(unknown_model)?;
     let spec = JobSpec {
         id: JobId(rand::random()),
         model,

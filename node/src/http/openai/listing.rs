@@ -18,7 +18,7 @@ pub(in crate::http) async fn model(
     State(shared): State<Shared>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, Refusal> {
-    let model = shared.names.resolve(&shared.node.store, &name).await.map_err(unknown_model)?;
+    let model = shared.names.resolve(&shared.node, &name).await.map_err(unknown_model)?;
     let found = known(&shared).await?.into_iter().find(|known| known.model == model);
     let found = found.ok_or_else(|| {
         let words = format!("nobody who can be reached has told that it has {name}");
