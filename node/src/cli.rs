@@ -155,7 +155,7 @@ enum Command {
         /// CID, or a name
         model: String,
     },
-    /// Free all blocks that no model holds
+    /// Free all blocks that no model holds, and downloads that were interrupted
     Gc,
     /// List the models in memory and the jobs of this node
     Ps,
