@@ -165,7 +165,7 @@ enum Command {
         #[arg(value_parser = models::named)]
         model: String,
     },
-    /// Free all blocks that no model holds
+    /// Free all blocks that no model holds, and downloads that were interrupted
     Gc,
     /// List the models in memory and the jobs of this node
     Ps,

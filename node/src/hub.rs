@@ -151,6 +151,38 @@ impl Hub {
         named(names, report(cid, added.root.bytes, downloaded_bytes, added.new_blocks)).await
     }
 
+    /// Frees downloads that were interrupted, and gives how many bytes they had. Those under way stay.
+    ///
+    /// # Errors
+    /// `File` when the disk says no.
+    pub async fn collect(&self) -> Result<u64, HubError> {
+        let hub = self.clone();
+        blocking(move || {
+            let under_way = hub.inner.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            let file = |path: &Path| {
+                let path = path.to_owned();
+                |source| HubError::File { path, source }
+            };
+            let downloads = &hub.inner.downloads;
+            let entries = match std::fs::read_dir(downloads) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+                other => other.map_err(file(downloads))?,
+            };
+            let mut freed = 0;
+            for entry in entries {
+                let entry = entry.map_err(file(downloads))?;
+                if entry.file_name().to_str().is_some_and(|key| under_way.contains(key)) {
+                    continue;
+                }
+                let path = entry.path();
+                freed += bytes_of(&path).map_err(file(&path))?;
+                std::fs::remove_dir_all(&path).map_err(file(&path))?;
+            }
+            Ok(freed)
+        })
+        .await
+    }
+
     /// The model that a commit became and its bytes, if it is here whole.
     async fn known(&self, store: &Store, key: &str) -> Result<Option<(Cid, u64)>, HubError> {
         let (hub, key) = (self.clone(), key.to_owned());
@@ -234,6 +266,17 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         self.hub.inner.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
     }
+}
+
+/// Bytes of the files in a directory, however deep.
+fn bytes_of(directory: &Path) -> std::io::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        bytes += if metadata.is_dir() { bytes_of(&entry.path())? } else { metadata.len() };
+    }
+    Ok(bytes)
 }
 
 /// Runs file work on the blocking pool.

@@ -28,17 +28,19 @@ pub fn loopback() -> Client {
         .expect("a client is made of nothing that can fail when TLS and proxies are settled")
 }
 
-/// A client of what the network has, which trusts whom this machine trusts and goes through its proxy.
+/// A client of what the network has, which trusts whom this machine trusts and goes through its proxy. With `secure` it
+/// goes nowhere without TLS, wherever it is sent on to.
 ///
 /// # Errors
 /// In words, where this machine trusts nobody.
-pub(crate) fn network(agent: &str) -> Result<Client, String> {
+pub(crate) fn network(agent: &str, secure: bool) -> Result<Client, String> {
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .and_then(|config| config.with_platform_verifier())
         .map_err(|error| format!("the certificates that this machine trusts cannot be read: {error}"))?;
     ClientBuilder::new()
         .user_agent(agent)
+        .https_only(secure)
         .tls_backend_preconfigured(config.with_no_client_auth())
         .connect_timeout(CONNECTS_WITHIN)
         .read_timeout(SILENCE)

@@ -1,6 +1,8 @@
 //! Tokenizers of models without `tokenizer.json`, against what transformers makes of the same files
 //! (tests/scripts/older_tokenizers.py).
 
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
+
 use std::path::{Path, PathBuf};
 
 use accel_backends::files::LocalFiles;

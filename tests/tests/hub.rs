@@ -176,6 +176,19 @@ async fn a_pull_that_is_interrupted_goes_on_where_it_was() -> Result<()> {
     let asked = hub.asked();
     ensure!(asked.len() == 1 && (HELD - (2 << 20)..=HELD).contains(&asked[0].1), "{asked:?}");
     assert_eq!(pulled.json()?["downloaded_bytes"], json!(bytes - asked[0].1));
+
+    // What is interrupted and not wanted any more is freed with the rest.
+    commands.run(&["rm", &format!("{SMALL}:Q4_1")]).await?.data()?;
+    let mut child = at_hub(&commands, &hub, None, &["pull", &model]);
+    hub.befall(Mishap::Hold(HELD));
+    let child = child.spawn()?;
+    eventually("some of it has come", async || Ok(partial.exists())).await?;
+    drop(child);
+    eventually("the download has stopped and is freed", async || {
+        let freed = commands.run(&["gc", "--json"]).await?.json()?;
+        Ok(freed["bytes"].as_u64().is_some() && is_empty(&node.data_dir().join("downloads"))?)
+    })
+    .await?;
     node.stop().await?;
     Ok(())
 }
@@ -203,6 +216,71 @@ async fn of_a_repository_only_what_a_model_needs_is_pulled() -> Result<()> {
     let again = pull(&commands, &hub, Some(TOKEN), &format!("hf://{EMBEDDER}@{COMMIT}")).await?;
     again.data()?;
     assert_eq!((hub.asked(), hub.served_bytes() > 0), (Vec::new(), true));
+    node.stop().await?;
+    Ok(())
+}
+
+/// Weights of one tensor.
+fn weights(cluster: &Cluster, number: f32) -> Result<PathBuf> {
+    let header = json!({ "w": { "dtype": "F32", "shape": [1], "data_offsets": [0, 4] } }).to_string();
+    let path = cluster.path(&format!("{number}.safetensors"));
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &number.to_le_bytes()];
+    std::fs::write(&path, bytes.concat())?;
+    Ok(path)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_and_shards_are_pulled_as_their_lists_say() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let list = |name: &str, value: Value| -> Result<PathBuf> {
+        let path = cluster.path(name);
+        std::fs::write(&path, value.to_string())?;
+        Ok(path)
+    };
+    let parts = json!({
+        "_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "PNDMScheduler"], "safety_checker": [null, null], "requires_safety_checker": false,
+    });
+    let shards = json!({ "weight_map": {
+        "a": "diffusion_pytorch_model-00001-of-00002.safetensors", "b": "diffusion_pytorch_model-00002-of-00002.safetensors",
+    } });
+    let (stub, small) = (stub(&cluster)?, list("config.json", json!({}))?);
+    let needed = [
+        ("model_index.json", list("model_index.json", parts)?),
+        ("scheduler/scheduler_config.json", small.clone()),
+        ("text_encoder/config.json", small.clone()),
+        ("text_encoder/model.safetensors", weights(&cluster, 1.0)?),
+        ("tokenizer/merges.txt", stub.clone()),
+        ("tokenizer/vocab.json", small.clone()),
+        ("unet/config.json", small.clone()),
+        ("unet/diffusion_pytorch_model-00001-of-00002.safetensors", weights(&cluster, 2.0)?),
+        ("unet/diffusion_pytorch_model-00002-of-00002.safetensors", weights(&cluster, 3.0)?),
+        ("unet/diffusion_pytorch_model.safetensors.index.json", list("index.json", shards)?),
+    ];
+    let mut expected: Vec<&str> = needed.iter().map(|(name, _)| *name).collect();
+    expected.sort();
+    let others = [
+        "safety_checker/model.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder/pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "v1-5-pruned.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ];
+    let mut files = named(needed.clone());
+    files.extend(others.map(|name| (name.to_owned(), stub.clone())));
+    let hub = Hub::start([("people/painter", Repository { files, ..Repository::default() })]).await?;
+    let node = cluster.start("node", false, &[]).await?;
+    let commands = CommandLine::new(&cluster, node.data_dir());
+    pull(&commands, &hub, None, "hf://people/painter").await?.data()?;
+    let mut asked: Vec<String> = hub.asked().into_iter().map(|(name, _)| name).collect();
+    asked.sort();
+    assert_eq!(asked, expected);
+    let shown = commands.run(&["show", "people/painter", "--json"]).await?.json()?;
+    let files = shown["files"].as_array().context("no files")?;
+    let files: Vec<&str> = files.iter().filter_map(|file| file["name"].as_str()).collect();
+    assert_eq!(files, expected);
     node.stop().await?;
     Ok(())
 }

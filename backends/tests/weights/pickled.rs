@@ -1,5 +1,7 @@
 //! Checkpoints of PyTorch: files that torch has written (tests/scripts/pickled_checkpoints.py), and what strangers might.
 
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
+
 use std::path::PathBuf;
 
 use accel_backends::weights::{self, TensorInfo, WeightsError};

@@ -211,7 +211,9 @@ pub(super) async fn unload(
 }
 
 pub(super) async fn collect(State(shared): State<Shared>) -> Result<Json<FreedView>, Refusal> {
-    Ok(Json(view(shared.node.store.gc().await?)))
+    let downloads = shared.hub.collect().await.map_err(JobError::from)?;
+    let freed = view(shared.node.store.gc().await?);
+    Ok(Json(FreedView { bytes: freed.bytes + downloads, ..freed }))
 }
 
 fn view(freed: Freed) -> FreedView {

@@ -75,7 +75,7 @@ impl Client {
         if !matches!(base.scheme(), "http" | "https") || base.cannot_be_a_base() {
             return Err(wrong());
         }
-        let http = crate::tls::network(crate::AGENT).map_err(HubError::Failed)?;
+        let http = crate::tls::network(crate::AGENT, base.scheme() == "https").map_err(HubError::Failed)?;
         let (repository, revision) = (model.repository.clone(), model.revision().to_owned());
         Ok(Self { http, access, base, repository, revision })
     }

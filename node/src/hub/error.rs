@@ -191,8 +191,8 @@ pub enum HubError {
         source: serde_json::Error,
     },
     /// The store says no.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+    #[error("{0}")]
+    Store(#[source] Box<StoreError>),
     /// The model is here, but could not be named.
     #[error(transparent)]
     Names(#[from] NamesError),
@@ -225,17 +225,23 @@ impl HubError {
     pub(super) fn writing(path: PathBuf, needed: u64, source: std::io::Error) -> Self {
         match source.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                Self::Store(StoreError::DiskFull { path, needed })
+                StoreError::DiskFull { path, needed }.into()
             }
             _ => Self::File { path, source },
         }
     }
 }
 
+impl From<StoreError> for HubError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Box::new(error))
+    }
+}
+
 impl From<HubError> for JobError {
     fn from(error: HubError) -> Self {
         let code = match error {
-            HubError::Store(error) => return error.into(),
+            HubError::Store(error) => return (*error).into(),
             HubError::Names(error) => return error.into(),
             HubError::Name { .. }
             | HubError::Endpoint { .. }

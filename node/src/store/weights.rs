@@ -34,7 +34,7 @@ pub(super) fn tensors(files: &dyn ModelFiles, file: &str) -> Result<Option<Vec<T
 
 /// The files of a stored model that must be here whole before their tensors are known, each with all its bytes.
 pub(super) fn scattered(files: &dyn ModelFiles) -> HashMap<String, Vec<Range<u64>>> {
-    let whole = |name: &str| Some((name.to_owned(), vec![0..file_bytes(files, name)?]));
+    let whole = |name: &str| Some((name.to_owned(), std::iter::once(0..file_bytes(files, name)?).collect()));
     weights::scattered(files).into_iter().filter_map(whole).collect()
 }
 
