@@ -35,6 +35,9 @@ pub(super) async fn plan(
         }
     }
     let plan = coordinator.plan(&model, &known, &wish, models.idle_bytes()).await?;
+    if body.keep {
+        coordinator.remember(&model, plan.clone());
+    }
     Ok(Json(PlanView {
         model: model.to_string(),
         ways: plan.ways.iter().map(way).collect(),

@@ -321,8 +321,7 @@ impl Models {
         };
         let report = match fetch(options.clone(), true).await {
             Err(Stopped::ToPlan(known)) => {
-                let wish = self.shared.coordinator.wished(model);
-                let plan = self.shared.coordinator.plan(model, &known, &wish, self.idle_bytes()).await?;
+                let plan = self.shared.coordinator.plan_as_shown(model, &known, self.idle_bytes()).await?;
                 if plan.way().is_none_or(|way| way.split != Split::Solo) {
                     return self.load_spread(model, *known, plan, progress).await;
                 }

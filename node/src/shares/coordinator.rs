@@ -35,6 +35,8 @@ use crate::usage::Ledger;
 const DIAL: Duration = Duration::from_secs(5);
 /// How often a peer is asked to hold its share when streams break.
 const ATTEMPTS: u32 = 3;
+/// How long a plan that was shown is kept for the job that is to be run so.
+const SHOWN: Duration = Duration::from_secs(120);
 
 /// The node's side of models that are spread over several. Clones share it.
 #[derive(Clone, Debug)]
@@ -56,6 +58,8 @@ pub(super) struct Shared {
     stage_links: Mutex<HashMap<PeerId, Arc<Link<StageAsk>>>>,
     holdings: AtomicU32,
     wishes: Mutex<HashMap<ModelRef, Wish>>,
+    /// Plans that somebody was shown, and when.
+    shown: Mutex<HashMap<ModelRef, (Instant, Plan)>>,
     /// The models at work, for as long as they are loaded.
     running: Mutex<HashMap<ModelRef, Outside>>,
 }
@@ -109,6 +113,7 @@ impl Coordinator {
             stage_links: Mutex::default(),
             holdings: AtomicU32::new(1),
             wishes: Mutex::default(),
+            shown: Mutex::default(),
             running: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -173,6 +178,29 @@ impl Coordinator {
         let usage = tokio::task::spawn_blocking(move || ledger.total(&of)).await.map_err(broke_off)?;
         let costs = known.costs.clone().with_usage(&usage.unwrap_or_default());
         Ok(plan::plan(&costs, &machines, wish))
+    }
+
+    /// Remembers a plan that somebody was shown and wants to have done.
+    pub fn remember(&self, model: &ModelRef, plan: Plan) {
+        lock(&self.shared.shown).insert(model.clone(), (Instant::now(), plan));
+    }
+
+    /// The plan that somebody was shown a short while ago, if all who take part are still there, or else a new one: what is
+    /// measured differs a little each time, and so may who has what.
+    ///
+    /// # Errors
+    /// As [`Coordinator::plan`].
+    pub async fn plan_as_shown(&self, model: &ModelRef, known: &Known, idle_bytes: u64) -> Result<Plan, JobError> {
+        let shown = lock(&self.shared.shown).remove(model);
+        let peers = self.shared.fetch.swarm.peers();
+        let is_there = |member: &Member| member.peer.is_none_or(|peer| peers.is_connected(&peer));
+        if let Some((when, plan)) = shown
+            && when.elapsed() < SHOWN
+            && plan.way().is_some_and(|way| way.members.iter().all(is_there))
+        {
+            return Ok(plan);
+        }
+        self.plan(model, known, &self.wished(model), idle_bytes).await
     }
 
     /// The stream with a peer for experts; all models share it.

@@ -235,7 +235,7 @@ fn parts_that_are_wrong_are_named() -> Result<()> {
     named(refusal(plain, removed("scheduler/scheduler_config.json"))?, "scheduler/scheduler_config.json")?;
     named(refusal(plain, removed("vae/diffusion_pytorch_model.safetensors"))?, "vae/no weights")?;
     named(refusal(plain, removed("unet/config.json"))?, "unet/the model has no config.json")?;
-    named(refusal(plain, removed("tokenizer/merges.txt"))?, "tokenizer/tokenizer.json: expected the file")?;
+    named(refusal(plain, removed("tokenizer/merges.txt"))?, "tokenizer/merges.txt: expected the file")?;
     named(
         refusal(plain, replaced("tokenizer/vocab.json", "\"<|endoftext|>\"", "\"end\""))?,
         "tokenizer/vocab.json: expected the token",
