@@ -187,7 +187,8 @@ impl Names {
             Ok(_) => format!("{peer} answered something else"),
             Err(error) => error.to_string(),
         };
-        let others = swarm.peers().all().into_iter().filter(|(_, known)| known.is_connected() && known.advert.is_some());
+        let others =
+            swarm.peers().all().into_iter().filter(|(_, known)| known.is_connected() && known.advert.is_some());
         let asked: FuturesUnordered<_> =
             others.take(OTHERS).map(|(other, _)| swarm.request(other, &request, ANSWER)).collect();
         let told: Vec<_> = asked.collect().await;

@@ -187,6 +187,7 @@ impl Idle {
                                 JobError::new(ErrorCode::NoWorker, "it shares no model").into(),
                             ),
                             JobRequest::Capabilities(_) => JobResponse::Capabilities(Box::new(advert(&model))),
+                            JobRequest::Name(_) => JobResponse::Name(None),
                         };
                         let answer = Bytes::from(frame::encode(&answer)?);
                         ipfs.send_response(from, id, (StreamProtocol::new(JOBS_PROTOCOL), answer)).await?;

@@ -1,12 +1,13 @@
 //! Values of every message: generated ones, and one of each for the snapshot.
 
 use accel_protocol::result::{Bounds, Entity, Filling, Label, Mask, Span, Thing};
-use accel_protocol::{ModelName, NameRequest, SignedName, 
+use accel_protocol::{
     Advert, Aggregation, Arithmetic, Backend, Device, ErrorCode, EventRecord, ExpertAsk, ExpertRequest, FileBytes,
     FinishReason, Floats, Generation, HeldModel, Input, JobError, JobEvent, JobId, JobRequest, JobResponse, JobSpec,
-    JobState, JobStatus, LayerExperts, Load, Message, ModelRef, Offer, OfferRequest, OutputRequest, Painting,
-    PeerExperts, Proof, Rejection, Role, ShareAnswer, ShareReply, StageAsk, StageForward, StageRequest, StageRow,
-    StageSource, StateChange, Task, TaskOptions, TaskResult, TokenLogprob, Usage, frame,
+    JobState, JobStatus, LayerExperts, Load, Message, ModelName, ModelRef, NameRequest, Offer, OfferRequest,
+    OutputRequest, Painting, PeerExperts, Proof, Rejection, Role, ShareAnswer, ShareReply, SignedName, StageAsk,
+    StageForward, StageRequest, StageRow, StageSource, StateChange, Task, TaskOptions, TaskResult, TokenLogprob, Usage,
+    frame,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -485,8 +486,21 @@ pub fn one_of_each() -> Vec<(&'static str, Vec<u8>)> {
         ("response capabilities", response(JobResponse::Capabilities(Box::new(advert)))),
         ("request offer", request(JobRequest::Offer(Box::new(wanted)))),
         ("response offer", response(JobResponse::Offer(Box::new(offer)))),
-        ("request name", request(JobRequest::Name(Box::new(NameRequest { peer: "12D3".into(), name: "smollm2:135m".parse().unwrap() })))),
-        ("response name", response(JobResponse::Name(Some(Box::new(SignedName { record: vec![1], key: vec![2], signature: vec![3] }))))),
+        (
+            "request name",
+            request(JobRequest::Name(Box::new(NameRequest {
+                peer: "12D3".into(),
+                name: "smollm2:135m".parse().unwrap(),
+            }))),
+        ),
+        (
+            "response name",
+            response(JobResponse::Name(Some(Box::new(SignedName {
+                record: vec![1],
+                key: vec![2],
+                signature: vec![3],
+            })))),
+        ),
         ("experts hold", experts(hold)),
         ("experts forward", experts(forward)),
         ("experts echo", experts(ExpertAsk::Echo(rows()))),
