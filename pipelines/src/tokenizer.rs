@@ -110,7 +110,7 @@ impl Tokenizer {
     /// In words, when the tokenizer refuses the text.
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, String> {
         let encoded = self.inner.encode_fast(text, true).map_err(|error| error.to_string())?;
-        let ids = encoded.get_ids();
+        let ids = self.known(encoded.get_ids());
         let bos = self.bos.filter(|bos| ids.first() != Some(bos));
         Ok(bos.into_iter().chain(ids.iter().copied()).collect())
     }
@@ -122,7 +122,7 @@ impl Tokenizer {
     /// In words, when the tokenizer refuses the text.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, String> {
         let encoded = self.inner.encode_fast(text, false).map_err(|error| error.to_string())?;
-        Ok(encoded.get_ids().to_vec())
+        Ok(self.known(encoded.get_ids()))
     }
 
     /// The tokens of a rendered prompt that gets special tokens unless it begins with one itself
@@ -200,7 +200,39 @@ impl Tokenizer {
         };
         let rest = encoded.take_overflowing();
         // What is cut off is read by nobody but windows.
-        Ok([encoded].into_iter().chain(rest.into_iter().filter(|_| windows)).collect())
+        let encoded = [encoded].into_iter().chain(rest.into_iter().filter(|_| windows));
+        Ok(encoded.map(|encoded| self.known_encoding(encoded)).collect())
+    }
+
+    /// The tokens with the unknown one for each that the model has no number for.
+    fn known(&self, ids: &[u32]) -> Vec<u32> {
+        let (beyond, unknown) = self.special.beyond.zip(self.unknown()).unwrap_or((u32::MAX, 0));
+        ids.iter().map(|&id| if id >= beyond { unknown } else { id }).collect()
+    }
+
+    fn known_encoding(&self, encoded: Encoding) -> Encoding {
+        let ids = self.known(encoded.get_ids());
+        if ids == encoded.get_ids() {
+            return encoded;
+        }
+        let texts = encoded.get_sequence_ids();
+        let range = |text| {
+            let is_of = |of: &Option<usize>| *of == Some(text);
+            let begin = texts.iter().position(is_of)?;
+            Some((text, begin..texts.iter().rposition(is_of)? + 1))
+        };
+        let ranges = (0..encoded.n_sequences()).filter_map(range).collect();
+        Encoding::new(
+            ids,
+            encoded.get_type_ids().to_vec(),
+            encoded.get_tokens().to_vec(),
+            encoded.get_word_ids().to_vec(),
+            encoded.get_offsets().to_vec(),
+            encoded.get_special_tokens_mask().to_vec(),
+            encoded.get_attention_mask().to_vec(),
+            encoded.get_overflowing().clone(),
+            ranges,
+        )
     }
 
     /// The text of tokens, with the spaces before punctuation taken away where the files ask for it.

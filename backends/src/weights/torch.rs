@@ -1,7 +1,7 @@
 //! Checkpoints of PyTorch, `pytorch_model.bin`: a zip archive of one pickle, which says what tensors there are, and of
 //! their bytes.
 //!
-//! A pickle is a program, and here none is run: [`pickle`] knows the few instructions and names that say where tensors
+//! A pickle is a program, and here none is run: `pickle.rs` knows the few instructions and names that say where tensors
 //! lie, and refuses every other by its name. Tensors stay in the file and are read by range. As each lies behind a header
 //! of its own, all of the file has to be at hand to know where. Format: `torch/serialization.py` and
 //! `caffe2/serialize/inline_container.cc` of PyTorch.

@@ -39,6 +39,8 @@ pub struct Special {
     pub kind: Option<String>,
     /// What stands between two texts.
     pub separator: Option<String>,
+    /// Tokens from this number on cut texts and count as unknown.
+    pub beyond: Option<u32>,
     /// `tokenizer_config.json` as it stands.
     pub settings: Value,
     /// `special_tokens_map.json` as it stands, where it counts.

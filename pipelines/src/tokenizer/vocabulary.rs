@@ -6,6 +6,7 @@
 
 mod byte_level;
 mod clip;
+mod marian;
 mod pieces;
 mod sentence_piece;
 mod word_piece;
@@ -28,6 +29,7 @@ enum Scheme {
     WordPiece,
     Clip,
     Gpt2,
+    Marian,
     Qwen2,
     Roberta,
     Whisper,
@@ -43,6 +45,7 @@ const SCHEMES: &[(Scheme, &[&str], &[&str])] = &[
     ),
     (Scheme::Clip, &["CLIP"], &["clip", "clip_text_model"]),
     (Scheme::Gpt2, &["GPT2", "CodeGen"], &["codegen", "gpt2", "gpt_neo", "gptj"]),
+    (Scheme::Marian, &["Marian"], &["marian"]),
     (Scheme::Qwen2, &["Qwen2"], &["qwen2", "qwen2_moe", "qwen3", "qwen3_moe"]),
     (
         Scheme::Roberta,
@@ -71,6 +74,7 @@ pub fn tokenizer_json(files: &dyn ModelFiles, special: &mut Special) -> Result<O
         Scheme::WordPiece => word_piece::tokenizer(files, special)?,
         Scheme::Clip => clip::tokenizer(files, special)?,
         Scheme::Gpt2 => byte_level::gpt2(files, special)?,
+        Scheme::Marian => marian::tokenizer(files, special)?,
         Scheme::Qwen2 => byte_level::qwen2(files, special)?,
         Scheme::Roberta => byte_level::roberta(files, special)?,
         Scheme::Whisper => byte_level::whisper(files, special)?,

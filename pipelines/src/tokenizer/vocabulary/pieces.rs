@@ -50,6 +50,8 @@ pub(super) struct Normalizer {
     pub characters: Option<Vec<u8>>,
 }
 
+/// A piece of texts, which those are that do not say what they are.
+pub(super) const NORMAL: i32 = 1;
 /// A token that is special.
 pub(super) const CONTROL: i32 = 3;
 /// A token that somebody has added.

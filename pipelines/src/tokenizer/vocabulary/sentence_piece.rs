@@ -223,10 +223,7 @@ impl Converter<'_> {
         let text = |text: &str| json!({ "String": text });
         let spaces = || json!({ "Regex": " {2,}" });
         let lowercase = || json!({ "type": "Lowercase" });
-        let characters = self.model.normalizer.as_ref().and_then(|normalizer| normalizer.characters.as_ref());
-        let characters = characters
-            .filter(|characters| !characters.is_empty())
-            .map(|characters| json!({ "type": "Precompiled", "precompiled_charsmap": STANDARD.encode(characters) }));
+        let characters = characters(self.model);
         let mut steps = Vec::new();
         match self.flavour {
             Flavour::Gemma => return replace(text(" "), SPACE),
@@ -269,7 +266,7 @@ impl Converter<'_> {
             (true, true, false) => "first",
             _ => "always",
         };
-        json!({ "type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": split })
+        metaspace(scheme, split)
     }
 
     fn cuts(&self) -> Value {
@@ -327,4 +324,15 @@ impl Converter<'_> {
             }
         }
     }
+}
+
+/// The table by which a model writes characters, where it has one.
+pub(super) fn characters(model: &Model) -> Option<Value> {
+    let characters = model.normalizer.as_ref()?.characters.as_ref().filter(|characters| !characters.is_empty())?;
+    Some(json!({ "type": "Precompiled", "precompiled_charsmap": STANDARD.encode(characters) }))
+}
+
+/// Spaces as part of the words that they are before.
+pub(super) fn metaspace(scheme: &str, split: bool) -> Value {
+    json!({ "type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": split })
 }
