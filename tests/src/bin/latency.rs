@@ -61,7 +61,7 @@ async fn main() -> Result<()> {
     let model = import(&node, arguments.model.canonicalize()?).await?;
     let access: Value = serde_json::from_slice(&std::fs::read(cluster.path("node/api.json"))?)?;
     let url = format!("http://{}/api/generate", access["address"].as_str().context("no address")?);
-    let http = reqwest::Client::builder().no_proxy().build()?;
+    let http = accel_node::tls::loopback();
     let body = json!({
         "model": model.to_string(), "prompt": "The capital of France is", "raw": true,
         "options": { "num_predict": 2, "temperature": 0 },
