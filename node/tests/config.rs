@@ -1,5 +1,7 @@
 //! Configuration: the example says what the defaults are, flags win over the file, and mistakes are named.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, helpers included")]
+
 use std::path::PathBuf;
 
 use accel_node::config::{Config, Overrides};

@@ -254,7 +254,10 @@ fn parts_that_are_wrong_are_named() -> Result<()> {
     let scheduler = "scheduler/scheduler_config.json";
     named(refusal(flux, replaced(scheduler, "FlowMatchEuler", "FlowMatchHeun"))?, "FlowMatchHeunDiscreteScheduler")?;
     named(refusal(flux, replaced(scheduler, "\"invert_sigmas\": false", "\"invert_sigmas\": true"))?, "invert_sigmas")?;
-    named(refusal(flux, removed("tokenizer_2/tokenizer.json"))?, "expected the file, or tokenizer.json, found neither")?;
+    named(
+        refusal(flux, removed("tokenizer_2/tokenizer.json"))?,
+        "expected the file, or tokenizer.json, found neither",
+    )?;
     named(refusal(flux, removed("text_encoder_2/model.safetensors"))?, "text_encoder_2/no weights")?;
     named(
         refusal(flux, replaced("transformer/config.json", "\"in_channels\": 16", "\"in_channels\": 32"))?,
