@@ -22,6 +22,7 @@ mod norm;
 mod pool;
 mod recurrence;
 mod rope;
+mod slice;
 mod unpack;
 
 pub use activation::Activation;
@@ -31,6 +32,7 @@ pub use linear::Product;
 pub use recurrence::ScanParts;
 pub use rope::RopeStyle;
 pub(crate) use rope::rope;
+pub use slice::give_way;
 pub use unpack::can_unpack;
 
 use lanes::{Kernel, Portable};

@@ -87,7 +87,11 @@ impl Pool {
         for number in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let builder = std::thread::Builder::new().name(format!("compute-{number}"));
-            pool.threads.push(builder.spawn(move || shared.work())?);
+            let work = move || {
+                super::slice::give_way();
+                shared.work();
+            };
+            pool.threads.push(builder.spawn(work)?);
         }
         Ok(pool)
     }

@@ -52,9 +52,11 @@ impl Worker {
     pub fn start(pipeline: Box<dyn Pipeline>, memory: Reserved, recording: Option<Recording>) -> std::io::Result<Self> {
         let (commands, inbox) = sync_channel(COMMANDS);
         let arithmetic = pipeline.arithmetic();
-        let thread = std::thread::Builder::new()
-            .name("accel-worker".to_owned())
-            .spawn(move || Desk { pipeline, inbox, active: HashMap::new(), recording }.work())?;
+        let work = move || {
+            accel_backends::cpu::give_way();
+            Desk { pipeline, inbox, active: HashMap::new(), recording }.work();
+        };
+        let thread = std::thread::Builder::new().name("accel-worker".to_owned()).spawn(work)?;
         Ok(Self { commands, thread, arithmetic, memory })
     }
 

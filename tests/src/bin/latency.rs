@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use accel_node::process::{NodeProcess, Settings};
 use accel_tests::cluster::{Cluster, import};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -22,6 +23,9 @@ struct Arguments {
     /// Requests, one after the other
     #[arg(long, default_value_t = 50)]
     rounds: usize,
+    /// Compute threads of the node; one for each processor unless said otherwise
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -57,7 +61,9 @@ impl Spread {
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let cluster = Cluster::new()?;
-    let node = cluster.start("node", true, &[]).await?;
+    let threads = vec!["--threads".to_owned(), arguments.threads.to_string()];
+    let settings = Settings { arguments: threads, ..cluster.settings("node", true, &[]) };
+    let node = NodeProcess::start(&settings).await?;
     let model = import(&node, arguments.model.canonicalize()?).await?;
     let access: Value = serde_json::from_slice(&std::fs::read(cluster.path("node/api.json"))?)?;
     let url = format!("http://{}/api/generate", access["address"].as_str().context("no address")?);
