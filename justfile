@@ -15,7 +15,7 @@ deb:
     cargo build --release --workspace --bins
     mkdir -p target/man
     target/release/accel-cli man target/man
-    cargo deb --no-build --no-strip -p accel-node
+    cargo deb --no-build --strip -p accel-node
 
 # The book in docs/, in target/book; needs mdbook (cargo install mdbook --locked)
 book:
