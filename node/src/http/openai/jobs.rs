@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use accel_protocol::{ErrorCode, Generation, Input, JobError, JobId, JobSpec, JobStatus, Task, TaskOptions};
+use accel_protocol::{ErrorCode, Generation, Input, JobError, JobSpec, JobStatus, Task, TaskOptions};
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, Query, State};
@@ -13,8 +13,8 @@ use futures::stream::{self, StreamExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Refusal;
 use super::chat::unknown_model;
+use super::{Refusal, spec};
 use crate::api::default_deadline_ms;
 use crate::http::answers::Answer;
 use crate::http::{Resume, Shared, find, follow};
@@ -51,17 +51,8 @@ pub(in crate::http) async fn submit(
 ) -> Result<Response, Refusal> {
     let Json(body) = body?;
     let model = shared.names.resolve(&shared.node, &body.model).await.map_err(unknown_model)?;
-    let spec = JobSpec {
-        id: JobId(rand::random()),
-        model,
-        task: body.task,
-        input: body.input,
-        generation: body.generation,
-        options: body.options,
-        prior: Vec::new(),
-        arithmetic: None,
-        deadline_ms: body.deadline_ms,
-    };
+    let plain = spec(&model, body.task, body.input, body.generation);
+    let spec = JobSpec { options: body.options, deadline_ms: body.deadline_ms, ..plain };
     if body.background {
         let job = shared.node.scheduler.submit(spec, None)?;
         return Ok((StatusCode::ACCEPTED, Json(told(&job.status()))).into_response());
