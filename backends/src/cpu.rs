@@ -15,6 +15,7 @@ mod arithmetic;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod heap;
 mod k_quants;
 mod lanes;
 mod linear;
@@ -28,6 +29,7 @@ mod unpack;
 pub use activation::Activation;
 pub use arithmetic::{Arithmetic, Pairing};
 pub use attention::{AttentionShape, Keys, KeysValues, PAGE, QueryRow};
+pub use heap::{bound_heap, give_back};
 pub use linear::Product;
 pub use recurrence::ScanParts;
 pub use rope::RopeStyle;

@@ -233,7 +233,7 @@ impl<E: Fn() -> bool> Reader<'_, E> {
             | JobEvent::Done { .. }
             | JobEvent::Failed { .. }) => event,
         };
-        job.log.append(event);
+        job.append(event);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 mod log;
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,9 +36,41 @@ pub struct Job {
     pub cancel: CancellationToken,
     accepted: Instant,
     runs_on: Mutex<Option<PeerId>>,
+    holds: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
 impl Job {
+    /// Adds an event. Nothing follows a last event: it is dropped, and the answer is `false`.
+    ///
+    /// Who sees the last event finds everything that the job held free.
+    pub fn append(&self, event: JobEvent) -> bool {
+        let last = event.is_last();
+        if last {
+            self.give_back();
+        }
+        let added = self.log.append(event);
+        if last {
+            // What it came to hold meanwhile.
+            self.give_back();
+        }
+        added
+    }
+
+    /// Keeps `held`, a model in memory say, until the job ends or gives it back.
+    pub fn hold(&self, held: impl Any + Send) {
+        let before = self.holds.lock().unwrap_or_else(PoisonError::into_inner).replace(Box::new(held));
+        drop(before);
+        if self.log.ended().is_some() {
+            self.give_back();
+        }
+    }
+
+    /// Gives back what it holds.
+    pub fn give_back(&self) {
+        let held = self.holds.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(held);
+    }
+
     /// When the job must have ended.
     pub fn deadline(&self) -> tokio::time::Instant {
         tokio::time::Instant::from_std(self.accepted + Duration::from_millis(self.spec.deadline_ms))
@@ -60,13 +93,13 @@ impl Job {
 
     /// Ends the job with an error, unless it has ended.
     pub fn fail(&self, error: JobError) {
-        self.log.append(JobEvent::Failed { error });
+        self.append(JobEvent::Failed { error });
         self.cancel.cancel();
     }
 
     /// Ends the job because somebody asked, unless it has ended.
     pub fn stop(&self) {
-        self.log.append(JobEvent::Cancelled);
+        self.append(JobEvent::Cancelled);
         self.cancel.cancel();
     }
 
@@ -130,6 +163,7 @@ impl Jobs {
             cancel: CancellationToken::new(),
             accepted: Instant::now(),
             runs_on: Mutex::new(None),
+            holds: Mutex::new(None),
             spec,
         });
         table.insert(job.spec.id, job.clone());

@@ -330,7 +330,7 @@ impl Scheduler {
             .shared
             .models
             .worker(&spec.model, |event| {
-                job.log.append(event);
+                job.append(event);
             })
             .await?;
         self.shared.changed.send_replace(());
@@ -341,15 +341,19 @@ impl Scheduler {
             spec.arithmetic = None;
         }
         let (refuse, refused) = oneshot::channel();
-        worker.run(Assignment { job: job.clone(), spec, continues, refuse });
-        tokio::select! {
+        let inbox = worker.inbox();
+        job.hold(worker);
+        inbox.take(Assignment { job: job.clone(), spec, continues, refuse });
+        let outcome = tokio::select! {
             () = job.log.end() => Ok(()),
             refused = refused => match refused {
                 Ok(error) => Err(error),
                 Err(_) if job.log.ended().is_some() => Ok(()),
                 Err(_) => Err(JobError::new(ErrorCode::Internal, "the model's thread broke down")),
             }
-        }
+        };
+        job.give_back();
+        outcome
     }
 
     /// Takes no more jobs; those at work get `jobs.stop_grace_seconds` to finish, then go back to whoever submitted
@@ -426,7 +430,7 @@ async fn finish(scheduler: Scheduler, job: Arc<Job>, way: impl Future<Output = (
         }
     }
     job.cancel.cancel();
-    if job.log.append(JobEvent::Cancelled) {
+    if job.append(JobEvent::Cancelled) {
         tracing::error!(job = %job.spec.id, "a job's way ended before the job");
     }
     if let Some(peer) = job.peer().filter(|_| job.log.state() != JobState::Done) {

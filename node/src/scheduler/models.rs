@@ -51,9 +51,9 @@ pub struct Loaded {
 /// A worker that a job is at work on. The time that its model stays in memory begins when the job has gone.
 #[derive(Debug)]
 pub struct InUse {
-    models: Models,
-    model: ModelRef,
+    // The order matters: it is told of once the worker is let go.
     worker: Arc<Worker>,
+    _leaves: Leaves,
 }
 
 impl std::ops::Deref for InUse {
@@ -64,7 +64,13 @@ impl std::ops::Deref for InUse {
     }
 }
 
-impl Drop for InUse {
+#[derive(Debug)]
+struct Leaves {
+    models: Models,
+    model: ModelRef,
+}
+
+impl Drop for Leaves {
     fn drop(&mut self) {
         if let Some(slot) = self.models.slots().get_mut(&self.model) {
             slot.used = Instant::now();
@@ -89,6 +95,7 @@ struct Shared {
     coordinator: Coordinator,
     usage: Ledger,
     slots: Mutex<HashMap<ModelRef, Slot>>,
+    leaving: Mutex<()>,
     keep_alive: KeepAlive,
     /// A job has left its model.
     left: Notify,
@@ -143,6 +150,7 @@ impl Drop for Waiting<'_> {
 impl Models {
     /// No models yet.
     pub fn new(config: &JobsConfig, machine_memory_bytes: Option<u64>, fetch: Fetcher, usage: Ledger) -> Self {
+        accel_backends::cpu::bound_heap();
         let threads = if config.threads == 0 {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
         } else {
@@ -171,6 +179,7 @@ impl Models {
             coordinator,
             usage,
             slots: Mutex::default(),
+            leaving: Mutex::default(),
             keep_alive: KeepAlive::seconds(config.keep_alive_seconds),
             left: Notify::new(),
         };
@@ -200,6 +209,11 @@ impl Models {
     fn slots(&self) -> MutexGuard<'_, HashMap<ModelRef, Slot>> {
         // Slots are inserted and removed whole, so a panic elsewhere leaves nothing half-done.
         self.shared.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held while models leave memory, so that whoever needs it waits until it is free. Taken before the slots.
+    fn leaving(&self) -> MutexGuard<'_, ()> {
+        tokio::task::block_in_place(|| self.shared.leaving.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The models in memory.
@@ -240,16 +254,17 @@ impl Models {
     pub async fn drop_idle(&self) {
         loop {
             let next = {
+                let _leaving = self.leaving();
                 let mut slots = self.slots();
                 let now = Instant::now();
-                slots.retain(|model, slot| {
-                    let over = slot.goes().is_some_and(|goes| goes <= now);
-                    if over {
-                        tracing::info!(%model, "model dropped from memory: no job came for it");
-                    }
-                    !over
-                });
-                slots.values().filter_map(Slot::goes).min()
+                let over = |_: &ModelRef, slot: &mut Slot| slot.goes().is_some_and(|goes| goes <= now);
+                let over: Vec<_> = slots.extract_if(over).collect();
+                let next = slots.values().filter_map(Slot::goes).min();
+                drop(slots);
+                for (model, _) in over {
+                    tracing::info!(%model, "model dropped from memory: no job came for it");
+                }
+                next
             };
             let notified = self.shared.left.notified();
             match next {
@@ -288,7 +303,8 @@ impl Models {
             tokio::select! {
                 result = &mut load => {
                     let worker = result?.clone();
-                    return Ok(InUse { models: self.clone(), model: model.clone(), worker });
+                    let leaves = Leaves { models: self.clone(), model: model.clone() };
+                    return Ok(InUse { worker, _leaves: leaves });
                 }
                 Ok(()) = heard.changed() => {
                     if let Some(event) = heard.borrow_and_update().clone() {
@@ -438,22 +454,27 @@ impl Models {
 
     /// Drops a model that nobody uses from memory, so that it is loaded anew, perhaps in another way. Whether it is gone.
     pub fn unload(&self, model: &ModelRef) -> bool {
+        let _leaving = self.leaving();
         let mut slots = self.slots();
-        if slots.get(model).is_some_and(Slot::is_idle) {
-            slots.remove(model);
-        }
-        !slots.contains_key(model)
+        let idle = slots.get(model).is_some_and(Slot::is_idle).then(|| slots.remove(model));
+        let gone = !slots.contains_key(model);
+        drop(slots);
+        drop(idle);
+        gone
     }
 
     /// Takes memory; idle models are dropped for it, least recently used first.
     pub fn make_room(&self, bytes: u64) -> Result<Reserved, JobError> {
-        let mut slots = self.slots();
+        let _leaving = self.leaving();
         loop {
             if let Some(reserved) = self.shared.memory.reserve(bytes) {
                 return Ok(reserved);
             }
+            let mut slots = self.slots();
             let oldest = slots.iter().filter(|(_, slot)| slot.is_idle()).min_by_key(|(_, slot)| slot.used);
-            let Some(model) = oldest.map(|(model, _)| model.clone()) else {
+            let oldest = oldest.map(|(model, _)| model.clone()).and_then(|model| slots.remove_entry(&model));
+            drop(slots);
+            let Some((model, slot)) = oldest else {
                 let (used, budget) = (self.shared.memory.used_bytes(), self.shared.memory.budget_bytes());
                 return Err(JobError::new(
                     ErrorCode::OutOfResources,
@@ -464,7 +485,7 @@ impl Models {
                 ));
             };
             tracing::info!(%model, "model dropped from memory to make room");
-            slots.remove(&model);
+            drop(slot);
         }
     }
 }

@@ -35,13 +35,28 @@ pub struct Assignment {
     pub refuse: oneshot::Sender<JobError>,
 }
 
-/// A loaded model with its thread.
+/// A loaded model with its thread. Dropped, it waits until the thread has ended: only then is its memory free.
 #[derive(Debug)]
 pub struct Worker {
-    commands: SyncSender<Assignment>,
-    thread: JoinHandle<()>,
-    arithmetic: Arithmetic,
+    // The order matters: without a sender the thread ends, and after that the memory is given back.
+    inbox: Inbox,
+    thread: Thread,
     memory: Reserved,
+    arithmetic: Arithmetic,
+}
+
+#[derive(Debug)]
+struct Thread(Option<JoinHandle<()>>);
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        let own = |thread: &JoinHandle<()>| thread.thread().id() == std::thread::current().id();
+        if let Some(thread) = self.0.take().filter(|thread| !own(thread))
+            && tokio::task::block_in_place(|| thread.join()).is_err()
+        {
+            tracing::error!("a model's thread broke down");
+        }
+    }
 }
 
 impl Worker {
@@ -55,22 +70,20 @@ impl Worker {
         let work = move || {
             accel_backends::cpu::give_way();
             Desk { pipeline, inbox, active: HashMap::new(), recording }.work();
+            accel_backends::cpu::give_back();
         };
         let thread = std::thread::Builder::new().name("accel-worker".to_owned()).spawn(work)?;
-        Ok(Self { commands, thread, arithmetic, memory })
+        Ok(Self { inbox: Inbox(commands), thread: Thread(Some(thread)), memory, arithmetic })
     }
 
     /// Whether the thread is at work or waits for it; one that broke down takes no more jobs.
     pub fn is_alive(&self) -> bool {
-        !self.thread.is_finished()
+        self.thread.0.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
-    /// Hands a job to the thread; its events appear in its log.
-    pub fn run(&self, assignment: Assignment) {
-        let sent = self.commands.try_send(assignment);
-        if let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) = sent {
-            back.refuse(JobError::new(ErrorCode::OutOfResources, "the worker thread takes no more jobs"));
-        }
+    /// The way to the thread.
+    pub fn inbox(&self) -> Inbox {
+        self.inbox.clone()
     }
 
     /// The arithmetic it computes with.
@@ -81,6 +94,20 @@ impl Worker {
     /// Bytes of the model in memory.
     pub fn memory_bytes(&self) -> u64 {
         self.memory.bytes()
+    }
+}
+
+/// The way to a model's thread, which ends when all of these are gone.
+#[derive(Clone, Debug)]
+pub struct Inbox(SyncSender<Assignment>);
+
+impl Inbox {
+    /// Hands a job to the thread; its events appear in its log.
+    pub fn take(self, assignment: Assignment) {
+        let sent = self.0.try_send(assignment);
+        if let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) = sent {
+            back.refuse(JobError::new(ErrorCode::OutOfResources, "the worker thread takes no more jobs"));
+        }
     }
 }
 
@@ -168,7 +195,7 @@ impl Desk {
             if event.is_last() {
                 ended.push(id);
             }
-            work.job.log.append(work.continued(event));
+            work.job.append(work.continued(event));
         });
         for id in ended {
             self.pipeline.evict(id);

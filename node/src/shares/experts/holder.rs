@@ -353,4 +353,5 @@ fn work(calls: &Receiver<Call>) {
         };
         reply.send_blocking(answer);
     }
+    accel_backends::cpu::give_back();
 }

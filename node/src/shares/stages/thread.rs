@@ -82,7 +82,11 @@ impl StageThread {
         let (calls, inbox) = sync_channel(CALLS);
         let hidden = layers.spec().hidden;
         let desk = Desk { layers, first: of_stack.start, range, inbox, states: HashMap::new(), loaded };
-        let start = std::thread::Builder::new().name("accel-stage".to_owned()).spawn(move || desk.work());
+        let work = move || {
+            desk.work();
+            accel_backends::cpu::give_back();
+        };
+        let start = std::thread::Builder::new().name("accel-stage".to_owned()).spawn(work);
         start.map_err(|error| JobError::new(ErrorCode::OutOfResources, format!("no thread for layers: {error}")))?;
         Ok(Self { calls, engine: parts.engine().clone(), hidden, memory })
     }
