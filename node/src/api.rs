@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::names::Named;
 pub use body::{
-    AddRequest, Added, Cut, ExpertsView, FilePart, FreedView, HolderView, HubBody, HubPulled, JobBody,
+    AddRequest, Added, ContentsView, Cut, ExpertsView, FilePart, FreedView, HolderView, HubBody, HubPulled, JobBody,
     LayerExpertsView, Line, LoadBody, LoadedView, MemberView, ModelParts, ModelView, NodeView, PlanBody, PlanView,
     PredictionView, Pulled, Reach, Split, SpreadView, StageView, TensorPart, Transfer, WayView, default_deadline_ms,
 };
@@ -99,6 +99,26 @@ pub enum ApiError {
     Answer(String),
 }
 
+/// Bytes that a daemon sends.
+#[derive(Debug)]
+pub struct Download {
+    address: SocketAddr,
+    response: reqwest::Response,
+    /// How many there are.
+    pub bytes: u64,
+}
+
+impl Download {
+    /// The next of them; none at the end.
+    ///
+    /// # Errors
+    /// When the daemon breaks off; its log says why.
+    pub async fn next(&mut self) -> Result<Option<bytes::Bytes>, ApiError> {
+        let address = self.address;
+        self.response.chunk().await.map_err(|source| ApiError::Unreachable { address, source })
+    }
+}
+
 /// A client of a daemon's loopback interface.
 #[derive(Clone, Debug)]
 pub struct Api {
@@ -135,12 +155,21 @@ impl Api {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<reqwest::Response, ApiError> {
+        let request = self.request(method, path);
+        self.answered(match body {
+            Some(body) => request.json(body),
+            None => request,
+        })
+        .await
+    }
+
+    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let url = format!("http://{}{PREFIX}{path}", self.access.address);
+        self.http.request(method, url).bearer_auth(&self.access.token)
+    }
+
+    async fn answered(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, ApiError> {
         let address = self.access.address;
-        let url = format!("http://{address}{PREFIX}{path}");
-        let mut request = self.http.request(method, url).bearer_auth(&self.access.token);
-        if let Some(body) = body {
-            request = request.json(body);
-        }
         let response = request.send().await.map_err(|source| ApiError::Unreachable { address, source })?;
         if response.status() == StatusCode::OK {
             return Ok(response);
@@ -335,6 +364,47 @@ impl Api {
     pub async fn add(&self, request: &AddRequest, progress: impl FnMut(Transfer)) -> Result<Added, ApiError> {
         let response = self.send(Method::POST, "/models", Some(request)).await?;
         finish(self.access.address, response, progress).await
+    }
+
+    /// The files that a CID names, whatever they are.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn contents(&self, model: &ModelRef) -> Result<ContentsView, ApiError> {
+        self.get(&escaped("/contents/", model)).await
+    }
+
+    /// A model as a CAR file.
+    ///
+    /// # Errors
+    /// As all calls; also where it is not here whole.
+    pub async fn car(&self, model: &ModelRef) -> Result<Download, ApiError> {
+        self.download(&escaped("/cars/", model)).await
+    }
+
+    /// A file of a model, or a model that is one.
+    ///
+    /// # Errors
+    /// As all calls; also where it is not here whole.
+    pub async fn file(&self, model: &ModelRef) -> Result<Download, ApiError> {
+        self.download(&escaped("/files/", model)).await
+    }
+
+    async fn download(&self, path: &str) -> Result<Download, ApiError> {
+        let address = self.access.address;
+        let response = self.answered(self.request(Method::GET, path)).await?;
+        Ok(Download { address, bytes: response.content_length().unwrap_or_default(), response })
+    }
+
+    /// Imports a CAR file, and calls what it holds `name`.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn import_car(&self, name: &str, car: reqwest::Body) -> Result<Vec<Added>, ApiError> {
+        let address = self.access.address;
+        let response = self.answered(self.request(Method::POST, "/cars").query(&[("name", name)]).body(car)).await?;
+        let bytes = response.bytes().await.map_err(|source| ApiError::Unreachable { address, source })?;
+        serde_json::from_slice(&bytes).map_err(|error| ApiError::Answer(error.to_string()))
     }
 
     /// Fetches a model.

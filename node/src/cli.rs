@@ -8,6 +8,7 @@ mod daemon;
 mod demo;
 mod doctor;
 mod experts;
+mod export;
 mod hub;
 mod interrupts;
 mod jobs;
@@ -106,6 +107,13 @@ enum Command {
         /// Delete the source once it is imported, checked and pinned
         #[arg(long = "move")]
         move_source: bool,
+    },
+    /// Write a model's files, or all of its blocks as a CAR file, which any IPFS implementation reads
+    Export(export::ExportArgs),
+    /// Import a CAR file, and print the CIDs of its roots
+    Import {
+        /// The file; - reads standard input
+        path: PathBuf,
     },
     /// Fetch a model from the swarm, or download one from the Hugging Face hub
     ///
@@ -419,6 +427,8 @@ fn man_pages(directory: &Path) -> Result<(), CliError> {
 async fn with_session(command: Command, api: &Api, output: &Output) -> Result<(), CliError> {
     match command {
         Command::Add { path, chunker, move_source } => models::add(api, &path, chunker, move_source, output).await,
+        Command::Export(args) => export::export(api, &args, &find(api, &args.model).await?, output).await,
+        Command::Import { path } => export::import(api, &path, output).await,
         Command::Pull { model } if HubModel::is_meant(&model) => hub::pull(api, &model, output).await,
         Command::Pull { model } => models::pull(api, &find(api, &model).await?, output).await,
         Command::Tag { name, model } => models::tag(api, &name, &find(api, &model).await?, output).await,

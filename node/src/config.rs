@@ -106,6 +106,9 @@ pub struct StoreConfig {
     pub fetch_window: usize,
     /// Seconds without a block after which a fetch gives up.
     pub fetch_stall_seconds: u64,
+    /// Trustless gateways that may be asked by HTTP for blocks that peers do not send, like <https://trustless-gateway.link>.
+    /// They learn which models this node looks for.
+    pub gateways: Vec<String>,
 }
 
 /// Jobs that this node runs.
@@ -193,7 +196,7 @@ impl Default for SwarmConfig {
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { quota_bytes: 100_000_000_000, fetch_window: 24, fetch_stall_seconds: 30 }
+        Self { quota_bytes: 100_000_000_000, fetch_window: 24, fetch_stall_seconds: 30, gateways: Vec::new() }
     }
 }
 
@@ -333,6 +336,15 @@ impl Config {
         }
         if !(1..=64).contains(&self.store.fetch_window) {
             return wrong("store.fetch_window", "1 to 64", self.store.fetch_window.to_string());
+        }
+        for gateway in &self.store.gateways {
+            let parsed = reqwest::Url::parse(gateway);
+            let usable = |url: &reqwest::Url| {
+                matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.fragment().is_none()
+            };
+            if !parsed.as_ref().is_ok_and(usable) {
+                return wrong("store.gateways", "addresses that begin with https:// or http://", gateway.clone());
+            }
         }
         if self.swarm.connections == 0 || self.swarm.connections_per_peer == 0 {
             return wrong("swarm.connections", "at least 1", "0".to_owned());

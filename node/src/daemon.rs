@@ -377,6 +377,7 @@ async fn free(repository: &Path) -> Result<(), DaemonError> {
 /// How a node fetches models.
 pub fn fetch_options(config: &StoreConfig) -> FetchOptions {
     FetchOptions {
+        gateways: config.gateways.clone(),
         window: config.fetch_window,
         stall: Duration::from_secs(config.fetch_stall_seconds),
         ..FetchOptions::default()

@@ -3,6 +3,7 @@
 
 mod answers;
 mod experts;
+mod exports;
 mod guard;
 mod hub;
 mod known;
@@ -78,6 +79,10 @@ pub async fn run(shared: Shared, listener: TcpListener, stop: CancellationToken)
         .route("/swarm/reload", post(swarm::reload))
         .route("/hardware", get(hardware))
         .route("/models", get(models::list).post(models::add))
+        .route("/cars", post(exports::import))
+        .route("/cars/{*model}", get(exports::car))
+        .route("/contents/{*model}", get(exports::contents))
+        .route("/files/{*model}", get(exports::file))
         .route("/models/{*model}", get(models::show).post(models::pull).delete(models::remove))
         .route("/loaded", get(models::in_memory))
         .route("/loaded/{*model}", post(models::load).delete(models::unload))

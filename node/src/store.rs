@@ -2,18 +2,22 @@
 //!
 //! A model is a UnixFS DAG in the block files of the node's own IPFS repository, so whatever is stored here any IPFS
 //! peer can fetch, and nothing is kept twice. `Store` is a cloneable handle; file work runs on the blocking pool, and
-//! the runtime only waits. Parts, each with its own story: `add` (files to blocks), `fetch` (blocks from peers),
+//! the runtime only waits. Parts, each with its own story: `add` (files to blocks), `add_car` and `car` (blocks from a
+//! file), `export` (blocks and files out of it), `fetch` (blocks from peers),
 //! `open` (ranges of files for loaders), `inspect`, `collect` (unpin, free), `provide` (who has what), `serve` (blocks
 //! to other nodes). It runs no model, and reads weights only as far as to know where tensors lie.
 //!
 //! Pins and garbage collection are the store's own: the repository's collector (`with_gc`, `Ipfs::gc`) must stay off.
 
 mod add;
+mod add_car;
 mod blocks;
+mod car;
 mod collect;
 mod cut;
 mod dag;
 mod error;
+mod export;
 mod fetch;
 mod inputs;
 mod inspect;
@@ -38,9 +42,10 @@ use crate::peers::Peers;
 pub use add::{AddOptions, AddProgress, AddReport, Chunker};
 pub use collect::Freed;
 pub use error::{NotFound, StoreError};
-pub use fetch::{FetchOptions, FetchProgress, FetchReport, PeerShare};
+pub use export::Export;
+pub use fetch::{FetchOptions, FetchProgress, FetchReport, Source, SourceShare};
 pub use inputs::Lent;
-pub use inspect::{Listed, Shown, ShownFile, ShownTensor, Usage};
+pub use inspect::{Contents, Listed, Shown, ShownFile, ShownTensor, Usage};
 pub use open::BlockFiles;
 pub use roots::{Root, RootKind};
 

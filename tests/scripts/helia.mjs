@@ -6,6 +6,8 @@
 //     ["add", PATH]                     imports a file or directory as Helia does by default; its CID
 //     ["add", PATH, CHUNK_BYTES, LINKS] the same with leaves of that size and nodes of so many links
 //     ["get", CID, PATH]                downloads to PATH; seconds that the call took
+//     ["pack", CID, PATH]               writes all blocks under CID into a CAR file
+//     ["unpack", PATH]                  imports a CAR file; the CIDs of its roots
 //
 // An answer is {"ok": …} or {"error": …}. When standard input ends, so does the process, whatever it is doing.
 
@@ -18,8 +20,10 @@ import { pipeline } from 'node:stream/promises'
 import { noise } from '@chainsafe/libp2p-noise'
 import { yamux } from '@chainsafe/libp2p-yamux'
 import { withBitswap } from '@helia/bitswap'
+import { car } from '@helia/car'
 import { withLibp2pLight } from '@helia/libp2p'
 import { globSource, unixfs } from '@helia/unixfs'
+import { CarReader } from '@ipld/car'
 import { identify } from '@libp2p/identify'
 import { tcp } from '@libp2p/tcp'
 import { multiaddr } from '@multiformats/multiaddr'
@@ -62,6 +66,17 @@ const requests = {
     const started = performance.now()
     await download(CID.parse(cid), path)
     return (performance.now() - started) / 1000
+  },
+
+  async pack (cid, path) {
+    await pipeline(car(helia).export(CID.parse(cid)), createWriteStream(path))
+    return null
+  },
+
+  async unpack (path) {
+    const reader = await CarReader.fromIterable(createReadStream(path))
+    await car(helia).import(reader)
+    return (await reader.getRoots()).map(String)
   }
 }
 

@@ -108,6 +108,22 @@ impl Foreign {
         Ok(Duration::from_secs_f64(seconds))
     }
 
+    /// Writes all blocks under a CID into a CAR file. Helia only.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn pack(&mut self, cid: &str, path: &Path) -> Result<()> {
+        self.call(json!(["pack", cid, path])).await
+    }
+
+    /// Imports a CAR file, and returns the CIDs of its roots. Helia only.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn unpack(&mut self, path: &Path) -> Result<Vec<String>> {
+        self.call(json!(["unpack", path])).await
+    }
+
     async fn call<T: DeserializeOwned>(&mut self, request: Value) -> Result<T> {
         self.requests.write_all(format!("{request}\n").as_bytes()).await?;
         self.answer().await.with_context(|| request.to_string())

@@ -8,6 +8,7 @@ pub mod distance;
 pub mod failover;
 pub mod fetch;
 pub mod foreign;
+pub mod gateway;
 pub mod hub;
 pub mod machine;
 pub mod namespace;

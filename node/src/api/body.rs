@@ -122,7 +122,7 @@ pub struct Pulled {
     pub here_bytes: u64,
     /// Blocks that came twice.
     pub duplicate_blocks: u64,
-    /// Who sent how many bytes; a missing name means bitswap, which does not say.
+    /// Who sent how many bytes, peers and gateways; a missing name means bitswap, which does not say.
     pub peers: Vec<(Option<String>, u64)>,
     /// How long it took.
     pub seconds: f64,
@@ -200,6 +200,15 @@ pub struct FilePart {
     pub bytes: u64,
     /// Of those, bytes that are here.
     pub here_bytes: u64,
+}
+
+/// What a CID names, whatever it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContentsView {
+    /// Whether it is a directory, and not one file.
+    pub is_directory: bool,
+    /// Its files.
+    pub files: Vec<FilePart>,
 }
 
 /// A tensor of a model.

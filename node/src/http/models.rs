@@ -15,7 +15,7 @@ use crate::api::{
     Transfer,
 };
 use crate::scheduler::KeepAlive;
-use crate::store::{AddOptions, Chunker, FetchOptions, Freed};
+use crate::store::{AddOptions, Chunker, FetchOptions, Freed, Source};
 
 /// Progress that waits to be sent; what comes while it is full is left out.
 pub(super) const PROGRESS: usize = 16;
@@ -125,11 +125,16 @@ pub(super) fn pulled(shared: Shared, model: ModelRef) -> impl Stream<Item = Line
             fetched_bytes: fetched.fetched_bytes,
             here_bytes: fetched.here_bytes,
             duplicate_blocks: fetched.duplicate_blocks,
-            peers: fetched.peers.iter().map(|share| (share.peer.map(|peer| peer.to_string()), share.bytes)).collect(),
+            peers: fetched.sources.iter().map(|share| (named(&share.source), share.bytes)).collect(),
             seconds: fetched.seconds,
         })
     };
     progress_then_result(heard, work)
+}
+
+/// Who sent, where that is known.
+fn named(source: &Source) -> Option<String> {
+    (*source != Source::Bitswap).then(|| source.to_string())
 }
 
 pub(super) async fn remove(
@@ -224,7 +229,7 @@ pub(super) fn parse(model: &str) -> Result<ModelRef, Refusal> {
     Ok(model.parse().map_err(|error| JobError::new(ErrorCode::InvalidRequest, error))?)
 }
 
-fn path_of(model: &ModelRef) -> Option<&str> {
+pub(super) fn path_of(model: &ModelRef) -> Option<&str> {
     (!model.path.is_empty()).then_some(model.path.as_str())
 }
 

@@ -13,7 +13,7 @@ use super::worker::Worker;
 use crate::config::JobsConfig;
 use crate::memory::{Memory, Reserved};
 use crate::shares::{Coordinator, Fetcher, Known, Plan, Split};
-use crate::store::{BlockFiles, FetchOptions, FetchProgress, RootKind, Store, StoreError};
+use crate::store::{BlockFiles, FetchOptions, FetchProgress, RootKind, Source, Store, StoreError};
 use crate::swarm::Swarm;
 use crate::usage::Ledger;
 
@@ -350,8 +350,10 @@ impl Models {
             let event = JobEvent::Fetched {
                 bytes: report.fetched_bytes,
                 // What came by bitswap is nobody's in particular.
-                peers: u32::try_from(report.peers.iter().filter(|share| share.peer.is_some()).count().max(1))
-                    .unwrap_or(u32::MAX),
+                peers: u32::try_from(
+                    report.sources.iter().filter(|share| share.source != Source::Bitswap).count().max(1),
+                )
+                .unwrap_or(u32::MAX),
                 elapsed_ms: Duration::from_secs_f64(report.seconds).as_millis().try_into().unwrap_or(u64::MAX),
             };
             progress.send_replace(Some(event));

@@ -299,13 +299,7 @@ impl Importer<'_> {
         }
         self.hold.keep(cid);
         self.so_far.blocks += 1;
-        match self.blocks.read_unverified(cid)? {
-            Some(known) if known == data => return Ok(()),
-            // The source is at hand, so a damaged block is simply written anew.
-            Some(_) => self.blocks.discard(cid)?,
-            None => {}
-        }
-        if self.blocks.put(cid, data)? == Put::New {
+        if self.blocks.renew(cid, data)? == Put::New {
             self.so_far.new_blocks += 1;
             self.so_far.new_bytes += data.len() as u64;
         }

@@ -148,6 +148,16 @@ impl Blocks {
         self.put_reserved(cid, data, &self.reserve(data.len() as u64)?)
     }
 
+    /// Stores a block that the caller has verified, also over a damaged one.
+    pub fn renew(&self, cid: &Cid, data: &[u8]) -> Result<Put, StoreError> {
+        match self.read_unverified(cid)? {
+            Some(known) if known == data => return Ok(Put::Existed),
+            Some(_) => self.discard(cid)?,
+            None => {}
+        }
+        self.put(cid, data)
+    }
+
     /// Stores a block whose bytes are reserved; they are kept in the same breath, so that work which is dropped
     /// meanwhile leaves the count right.
     pub fn put_reserved(&self, cid: &Cid, data: &[u8], reserved: &Reservation) -> Result<Put, StoreError> {

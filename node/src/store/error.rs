@@ -127,6 +127,12 @@ pub enum StoreError {
         /// What is wrong with it.
         found: String,
     },
+    /// A CAR file cannot be imported.
+    #[error("the CAR file cannot be imported: found {found}")]
+    Car {
+        /// What is wrong with it.
+        found: String,
+    },
     /// The swarm under the store refused or has stopped.
     #[error("the IPFS node failed to {doing}: {found}")]
     Swarm {
@@ -191,7 +197,9 @@ impl From<StoreError> for JobError {
             | StoreError::Weights { .. }
             | StoreError::Corrupt { .. } => ErrorCode::ModelInvalid,
             StoreError::Quota { .. } | StoreError::DiskFull { .. } => ErrorCode::OutOfResources,
-            StoreError::TooLarge { .. } | StoreError::Source { .. } => ErrorCode::InvalidRequest,
+            StoreError::TooLarge { .. } | StoreError::Source { .. } | StoreError::Car { .. } => {
+                ErrorCode::InvalidRequest
+            }
             StoreError::Cancelled => ErrorCode::ShuttingDown,
             StoreError::Io { .. } | StoreError::Roots { .. } | StoreError::Swarm { .. } => ErrorCode::Internal,
         };

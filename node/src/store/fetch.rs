@@ -8,6 +8,7 @@
 
 mod bitswap;
 mod exchange;
+mod gateway;
 mod lane;
 mod scan;
 
@@ -33,6 +34,8 @@ use scan::{Scan, Scope};
 pub struct FetchOptions {
     /// Who is known to have it. Connected peers and the DHT are asked when these do not suffice.
     pub providers: Vec<PeerId>,
+    /// Addresses of trustless gateways that may be asked for what peers do not send.
+    pub gateways: Vec<String>,
     /// Blocks in flight for each peer.
     pub window: usize,
     /// Give up after this long without a block.
@@ -43,7 +46,7 @@ pub struct FetchOptions {
 
 impl Default for FetchOptions {
     fn default() -> Self {
-        Self { providers: Vec::new(), window: 16, stall: Duration::from_secs(15), pin: true }
+        Self { providers: Vec::new(), gateways: Vec::new(), window: 16, stall: Duration::from_secs(15), pin: true }
     }
 }
 
@@ -60,11 +63,32 @@ pub struct FetchProgress {
     pub peers: usize,
 }
 
-/// What one peer sent.
+/// Where blocks come from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// A peer of ours.
+    Peer(PeerId),
+    /// Any peer, by bitswap, which does not say from whom.
+    Bitswap,
+    /// A trustless gateway, by its address.
+    Gateway(String),
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Peer(peer) => peer.fmt(f),
+            Self::Bitswap => f.write_str("bitswap"),
+            Self::Gateway(address) => f.write_str(address),
+        }
+    }
+}
+
+/// What came from one source.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerShare {
-    /// The peer; `None` for blocks that came by bitswap, which does not say from whom.
-    pub peer: Option<PeerId>,
+pub struct SourceShare {
+    /// The source.
+    pub source: Source,
     /// Blocks it sent.
     pub blocks: u64,
     /// Their bytes.
@@ -87,7 +111,7 @@ pub struct FetchReport {
     /// Blocks that came although they were here by then.
     pub duplicate_blocks: u64,
     /// Who sent what.
-    pub peers: Vec<PeerShare>,
+    pub sources: Vec<SourceShare>,
     /// How long it took.
     pub seconds: f64,
 }
@@ -327,7 +351,7 @@ impl Work {
             here_bytes,
             here_blocks,
             duplicate_blocks: self.exchange.duplicate_blocks(),
-            peers: self.exchange.shares(),
+            sources: self.exchange.shares(),
             seconds: self.started.elapsed().as_secs_f64(),
         }
     }

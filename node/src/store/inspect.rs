@@ -1,9 +1,10 @@
 //! Looking: which models are pinned, what a model consists of, and how much of it is here.
 
-use accel_backends::files::ModelFiles;
+use accel_backends::files::{FileInfo, ModelFiles};
 use cid::Cid;
 
 use super::error::StoreError;
+use super::open::BlockFiles;
 use super::roots::{Root, RootKind};
 use super::tree::{self, Absent};
 use super::weights;
@@ -42,6 +43,15 @@ pub struct ShownFile {
     pub bytes: u64,
     /// Of those, bytes that are here.
     pub here_bytes: u64,
+}
+
+/// What a CID names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contents {
+    /// Whether it is a directory, and not one file.
+    pub is_directory: bool,
+    /// Its files, in the order of their names.
+    pub files: Vec<ShownFile>,
 }
 
 /// A tensor of a model.
@@ -101,6 +111,19 @@ impl Store {
         blocking(move || store.show_blocking(&cid, &path)).await
     }
 
+    /// The files under a CID, or under what `path` names inside it, whatever they are.
+    ///
+    /// # Errors
+    /// `Missing`, `NoEntry`, `NotUnixFs`, `Corrupt` or `Io`.
+    pub async fn contents(&self, cid: &Cid, path: &str) -> Result<Contents, StoreError> {
+        let opened = self.open(cid, Some(path)).await?;
+        blocking(move || {
+            let files = (0..opened.files().len()).map(|index| file_of(&opened, index)).collect::<Result<_, _>>()?;
+            Ok(Contents { is_directory: opened.is_directory(), files })
+        })
+        .await
+    }
+
     fn show_blocking(&self, cid: &Cid, path: &str) -> Result<Shown, StoreError> {
         let opened = self.open_blocking(cid, path)?;
         let mut shown = Shown {
@@ -111,8 +134,9 @@ impl Store {
             unread: Vec::new(),
         };
         for (index, info) in opened.files().iter().enumerate() {
-            let here_bytes = opened.here_bytes(index, 0..info.bytes)?;
-            shown.files.push(ShownFile { name: info.name.clone(), bytes: info.bytes, here_bytes });
+            let file = file_of(&opened, index)?;
+            let here_bytes = file.here_bytes;
+            shown.files.push(file);
             match weights::tensors(&opened, &info.name) {
                 Ok(tensors) => {
                     for tensor in tensors.unwrap_or_default() {
@@ -157,4 +181,9 @@ impl Store {
             _ => false,
         })
     }
+}
+
+fn file_of(opened: &BlockFiles, index: usize) -> Result<ShownFile, StoreError> {
+    let FileInfo { name, bytes } = opened.files()[index].clone();
+    Ok(ShownFile { here_bytes: opened.here_bytes(index, 0..bytes)?, name, bytes })
 }

@@ -103,6 +103,11 @@ impl BlockFiles {
         &self.inner.cid
     }
 
+    /// Whether they lie in a directory, and are not one file.
+    pub fn is_directory(&self) -> bool {
+        self.inner.is_directory
+    }
+
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
         self.inner.infos.iter().map(|info| info.bytes).sum()

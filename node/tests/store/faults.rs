@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use accel_node::store::{FetchOptions, StoreError};
+use accel_node::store::{FetchOptions, Source, StoreError};
 use futures::StreamExt;
 
 use crate::node::{self, MIB, data, from};
@@ -57,7 +57,7 @@ async fn one_missing_block_is_an_error_until_someone_has_it() {
     fetcher.connect(&two).await;
     let report = fetcher.fetch(&cid, &[&one, &two]).await.unwrap();
     assert_eq!((report.fetched_blocks, report.here_blocks), (1, 40));
-    assert_eq!(report.peers[0].peer, Some(two.id));
+    assert_eq!(report.sources[0].source, Source::Peer(two.id));
 }
 
 /// A damaged local block made a fetch wait for ever.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use accel_backends::files::ModelFiles;
-use accel_node::store::{AddOptions, FetchOptions, FetchProgress, StoreError};
+use accel_node::store::{AddOptions, FetchOptions, FetchProgress, Source, StoreError};
 use cid::Cid;
 
 use crate::node::{self, MIB, Node, data, from, safetensors};
@@ -31,8 +31,8 @@ async fn a_directory_arrives_whole() {
     let report = fetcher.fetch(&added.root.cid, &[&provider]).await.unwrap();
     assert_eq!((report.root.bytes, report.root.blocks), (added.root.bytes, added.root.blocks));
     assert_eq!((report.fetched_blocks, report.here_blocks, report.duplicate_blocks), (added.root.blocks, 0, 0));
-    assert_eq!((report.peers.len(), report.peers[0].peer), (1, Some(provider.id)));
-    assert_eq!(report.peers[0].bytes, report.fetched_bytes);
+    assert_eq!((report.sources.len(), &report.sources[0].source), (1, &Source::Peer(provider.id)));
+    assert_eq!(report.sources[0].bytes, report.fetched_bytes);
     let opened = fetcher.store.open(&added.root.cid, None).await.unwrap();
     assert!(node::read_all(&opened, "model.safetensors") == weights);
     assert_eq!(fetcher.store.usage().used_bytes, provider.store.usage().used_bytes);
@@ -49,7 +49,7 @@ async fn peers_with_bitswap_only_are_used() {
     let (_ipfs, id, _directory) = without_store(provider).await;
     let options = FetchOptions { providers: vec![id], ..FetchOptions::default() };
     let report = fetcher.store.fetch(&cid, options, |_| {}).await.unwrap();
-    assert_eq!((report.fetched_blocks, report.peers[0].peer), (10, None));
+    assert_eq!((report.fetched_blocks, &report.sources[0].source), (10, &Source::Bitswap));
     assert_eq!(fetcher.store.usage().used_bytes, report.fetched_bytes);
     let opened = fetcher.store.open(&cid, None).await.unwrap();
     assert!(node::read_all(&opened, "file") == contents);
@@ -66,7 +66,7 @@ async fn two_providers_share_the_work() {
     let report = fetcher.fetch(&cid, &[&one, &two]).await.unwrap();
     assert_eq!(report.duplicate_blocks, 0);
     for provider in [&one, &two] {
-        let share = report.peers.iter().find(|share| share.peer == Some(provider.id)).unwrap();
+        let share = report.sources.iter().find(|share| share.source == Source::Peer(provider.id)).unwrap();
         assert!(share.bytes * 10 >= report.fetched_bytes * 3, "{report:?}");
     }
 }

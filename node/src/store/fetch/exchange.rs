@@ -2,7 +2,7 @@
 //!
 //! One queue of wanted blocks, several lanes that take from it: the lane with the least in flight gets the next one, so
 //! peers share the work by their speed and no block is asked of two. Peers of ours get a lane each; for the rest
-//! there is one bitswap lane. A block that a lane does not have goes to another; a lane that stays silent is closed and
+//! there is one bitswap lane, and one for each gateway that may be asked. A block that a lane does not have goes to another; a lane that stays silent is closed and
 //! its blocks go back to the queue; every so often all are asked again, and connected peers and the DHT are searched for
 //! more. Only when no block has come for the stall time is the fetch given up, with the names of those asked.
 
@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::lane::{self, Event, Order, Reports};
-use super::{FetchOptions, FetchProgress, PeerShare, bitswap};
+use super::{FetchOptions, FetchProgress, Source, SourceShare, bitswap, gateway};
 use crate::store::Store;
 use crate::store::blocks::{Put, Reservation};
 use crate::store::error::{NotFound, StoreError};
@@ -26,8 +26,8 @@ use crate::store::tree::Missing;
 const MAX_LANES: usize = 8;
 /// Blocks in flight over all lanes; times 1 MiB this bounds memory.
 const MAX_IN_FLIGHT: usize = 48;
-/// Blocks asked for by bitswap while streams of ours are open too.
-const BITSWAP_BESIDE: usize = 2;
+/// Blocks asked for by bitswap, or of a gateway, while streams of ours are open too.
+const OTHERS_BESIDE: usize = 2;
 /// How far into the queue a lane looks for a block it has not denied.
 const LOOK_AHEAD: usize = 256;
 /// How often silence is looked at and denied blocks are asked for again.
@@ -50,7 +50,7 @@ pub(super) struct Exchange {
     window: usize,
     stall: Duration,
     lanes: Vec<Lane>,
-    peers: HashMap<PeerId, Known>,
+    known: HashMap<Source, Known>,
     queue: VecDeque<Want>,
     asked: HashMap<Cid, (usize, Want)>,
     events: mpsc::Receiver<(usize, Event)>,
@@ -67,7 +67,7 @@ pub(super) struct Exchange {
 }
 
 struct Lane {
-    peer: Option<PeerId>,
+    source: Source,
     wants: Option<mpsc::Sender<Order>>,
     ready: bool,
     in_flight: usize,
@@ -83,7 +83,7 @@ impl Drop for Lane {
     }
 }
 
-/// A peer that may be asked.
+/// A peer or gateway that may be asked.
 #[derive(Default)]
 struct Known {
     openings: u32,
@@ -97,17 +97,23 @@ struct Want {
     denied_by: Vec<usize>,
 }
 
+fn is_peer(source: &Source) -> bool {
+    matches!(source, Source::Peer(_))
+}
+
 impl Exchange {
     pub fn new(store: &Store, root: Cid, options: &FetchOptions) -> Self {
         let (report_to, events) = mpsc::channel(64);
-        let peers = options.providers.iter().map(|peer| (*peer, Known::default())).collect();
+        let peers = options.providers.iter().copied().map(Source::Peer);
+        let gateways = options.gateways.iter().cloned().map(Source::Gateway);
+        let known = peers.chain(gateways).map(|source| (source, Known::default())).collect();
         Self {
             store: store.clone(),
             root,
             window: options.window.clamp(1, MAX_IN_FLIGHT),
             stall: options.stall,
             lanes: Vec::new(),
-            peers,
+            known,
             queue: VecDeque::new(),
             asked: HashMap::new(),
             events,
@@ -133,14 +139,14 @@ impl Exchange {
     }
 
     /// Who sent what, most first.
-    pub fn shares(&self) -> Vec<PeerShare> {
-        let mut shares: HashMap<Option<PeerId>, (u64, u64)> = HashMap::new();
+    pub fn shares(&self) -> Vec<SourceShare> {
+        let mut shares: HashMap<&Source, (u64, u64)> = HashMap::new();
         for lane in self.lanes.iter().filter(|lane| lane.blocks > 0) {
-            let share = shares.entry(lane.peer).or_default();
+            let share = shares.entry(&lane.source).or_default();
             share.0 += lane.blocks;
             share.1 += lane.bytes;
         }
-        let share = |(peer, (blocks, bytes))| PeerShare { peer, blocks, bytes };
+        let share = |(source, (blocks, bytes)): (&Source, _)| SourceShare { source: source.clone(), blocks, bytes };
         let mut shares: Vec<_> = shares.into_iter().map(share).collect();
         shares.sort_by_key(|share| std::cmp::Reverse(share.bytes));
         shares
@@ -158,7 +164,7 @@ impl Exchange {
         self.asked.clear();
         self.last_block = Instant::now();
         let mut got = Vec::with_capacity(missing.len());
-        if self.peers.is_empty() {
+        if !self.known.keys().any(is_peer) {
             self.learn_connected().await;
         }
         self.open_lanes();
@@ -206,23 +212,25 @@ impl Exchange {
             fetched_bytes: self.fetched_bytes,
             missing_bytes: self.missing_bytes,
             fetched_blocks: self.fetched_blocks,
-            peers: self.lanes.iter().filter(|lane| lane.ready && lane.peer.is_some()).count(),
+            peers: self.lanes.iter().filter(|lane| lane.ready && is_peer(&lane.source)).count(),
         }
     }
 
     /// Hands wants to the lanes with the least in flight.
     fn assign(&mut self, reserved: &Arc<Reservation>) {
         let mut full = HashSet::new();
-        let direct = self.lanes.iter().any(|lane| lane.ready && lane.peer.is_some());
-        // Beside streams of ours, bitswap must not sit on blocks that they would have brought by now.
-        let window = |lane: &Lane| if direct && lane.peer.is_none() { BITSWAP_BESIDE } else { self.window };
+        let direct = self.lanes.iter().any(|lane| lane.ready && is_peer(&lane.source));
+        // Beside streams of ours, others must not sit on blocks that they would have brought by now.
+        let window = |lane: &Lane| if direct && !is_peer(&lane.source) { OTHERS_BESIDE } else { self.window };
         while self.asked.len() < MAX_IN_FLIGHT && !self.queue.is_empty() {
             let free = self
                 .lanes
                 .iter()
                 .enumerate()
                 .filter(|(number, lane)| lane.ready && lane.in_flight < window(lane) && !full.contains(number));
-            let Some((number, _)) = free.min_by_key(|(_, lane)| lane.in_flight) else {
+            // Bitswap sits on a block that nobody has for seconds; a gateway says so.
+            let last = |lane: &Lane| lane.source == Source::Bitswap && !direct;
+            let Some((number, _)) = free.min_by_key(|(_, lane)| (last(lane), lane.in_flight)) else {
                 return;
             };
             let mut ahead = self.queue.iter().take(LOOK_AHEAD);
@@ -273,8 +281,7 @@ impl Exchange {
             Event::Absent { cid } => self.deny(number, &cid),
             Event::Wrong { cid } => {
                 self.deny(number, &cid);
-                let peer = self.lanes[number].peer;
-                if let Some(known) = peer.and_then(|peer| self.peers.get_mut(&peer)) {
+                if let Some(known) = self.known.get_mut(&self.lanes[number].source) {
                     known.wrong += 1;
                     known.last_reason = Some("sent other bytes than the CID's".into());
                     if known.wrong >= MAX_WRONG {
@@ -284,7 +291,7 @@ impl Exchange {
             }
             Event::Failed(error) => return Err(error),
             Event::Closed { unsupported, reason } => {
-                if let Some(known) = self.lanes[number].peer.and_then(|peer| self.peers.get_mut(&peer)) {
+                if let Some(known) = self.known.get_mut(&self.lanes[number].source) {
                     known.bitswap_only |= unsupported;
                     known.last_reason = Some(reason);
                 }
@@ -334,62 +341,74 @@ impl Exchange {
         }
     }
 
-    fn is_live(&self, peer: Option<PeerId>) -> bool {
-        self.lanes.iter().any(|lane| lane.peer == peer && lane.wants.is_some())
+    fn is_live(&self, source: &Source) -> bool {
+        self.lanes.iter().any(|lane| lane.source == *source && lane.wants.is_some())
     }
 
     fn open_lanes(&mut self) {
-        let far: Vec<PeerId> =
-            self.peers.keys().filter(|peer| self.store.peers().is_only_relayed(peer)).copied().collect();
-        for peer in &far {
-            if let Some(known) = self.peers.get_mut(peer) {
+        let is_far = |source: &Source| match source {
+            Source::Peer(peer) => self.store.peers().is_only_relayed(peer),
+            Source::Bitswap | Source::Gateway(_) => false,
+        };
+        let far: Vec<Source> = self.known.keys().filter(|source| is_far(source)).cloned().collect();
+        for source in &far {
+            if let Some(known) = self.known.get_mut(source) {
                 known.last_reason = Some("is reached by a relay only, and blocks go by none".into());
             }
         }
-        let live = self.lanes.iter().filter(|lane| lane.peer.is_some() && lane.wants.is_some()).count();
-        let idle: Vec<PeerId> = self
-            .peers
-            .iter()
-            .filter(|(peer, known)| {
-                !known.bitswap_only
-                    && known.openings < MAX_OPENINGS
-                    && known.wrong < MAX_WRONG
-                    && !far.contains(peer)
-                    && !self.is_live(Some(**peer))
-            })
-            .map(|(peer, _)| *peer)
-            .take(MAX_LANES.saturating_sub(live))
-            .collect();
-        for peer in idle {
-            if let Some(known) = self.peers.get_mut(&peer) {
-                known.openings += 1;
-            }
+        let live = self.lanes.iter().filter(|lane| is_peer(&lane.source) && lane.wants.is_some()).count();
+        let peers = self.idle(|source| is_peer(source) && !far.contains(source));
+        for source in peers.into_iter().take(MAX_LANES.saturating_sub(live)) {
+            let Source::Peer(peer) = source else { continue };
             let (wants, reports) = self.lane_ends();
             let (ipfs, blocks) = (self.store.ipfs().clone(), self.store.blocks().clone());
             let task = tokio::spawn(lane::direct(ipfs, peer, blocks, wants.1, reports));
-            self.push_lane(Some(peer), wants.0, task);
+            self.push_lane(source, wants.0, task);
         }
+    }
+
+    /// Those that may be asked and have no lane.
+    fn idle(&self, of: impl Fn(&Source) -> bool) -> Vec<Source> {
+        let may = |known: &Known| !known.bitswap_only && known.openings < MAX_OPENINGS && known.wrong < MAX_WRONG;
+        let idle = self.known.iter().filter(|(source, known)| may(known) && of(source) && !self.is_live(source));
+        idle.map(|(source, _)| source.clone()).collect()
     }
 
     fn open_bitswap(&mut self) {
         // The IPFS library asks all connected peers, and whoever is behind a relay would answer by it.
-        if self.is_live(None) || self.store.peers().any_only_relayed() {
+        if self.is_live(&Source::Bitswap) || self.store.peers().any_only_relayed() {
             return;
         }
         let (wants, reports) = self.lane_ends();
-        let providers = self.peers.iter().filter(|(_, known)| known.bitswap_only).map(|(peer, _)| *peer).collect();
+        let speaks_it = |(source, known): (&Source, &Known)| match source {
+            Source::Peer(peer) => known.bitswap_only.then_some(*peer),
+            Source::Bitswap | Source::Gateway(_) => None,
+        };
+        let providers = self.known.iter().filter_map(speaks_it).collect();
         let (ipfs, blocks) = (self.store.ipfs().clone(), self.store.blocks().clone());
         let task = tokio::spawn(bitswap::run(ipfs, providers, blocks, wants.1, reports));
-        self.push_lane(None, wants.0, task);
+        self.push_lane(Source::Bitswap, wants.0, task);
+    }
+
+    fn open_gateways(&mut self) {
+        for source in self.idle(|source| matches!(source, Source::Gateway(_))) {
+            let Source::Gateway(address) = &source else { continue };
+            let (wants, reports) = self.lane_ends();
+            let task = tokio::spawn(gateway::run(address.clone(), self.store.blocks().clone(), wants.1, reports));
+            self.push_lane(source, wants.0, task);
+        }
     }
 
     fn lane_ends(&self) -> ((mpsc::Sender<Order>, mpsc::Receiver<Order>), Reports) {
         (mpsc::channel(self.window), Reports { lane: self.lanes.len(), events: self.report_to.clone() })
     }
 
-    fn push_lane(&mut self, peer: Option<PeerId>, wants: mpsc::Sender<Order>, task: JoinHandle<()>) {
+    fn push_lane(&mut self, source: Source, wants: mpsc::Sender<Order>, task: JoinHandle<()>) {
+        if let Some(known) = self.known.get_mut(&source) {
+            known.openings += 1;
+        }
         self.lanes.push(Lane {
-            peer,
+            source,
             wants: Some(wants),
             ready: false,
             in_flight: 0,
@@ -409,8 +428,8 @@ impl Exchange {
         let patience = (self.stall / 2).min(Duration::from_secs(10));
         for number in 0..self.lanes.len() {
             let lane = &self.lanes[number];
-            if lane.ready && lane.peer.is_some() && lane.in_flight > 0 && lane.last_heard.elapsed() > patience {
-                if let Some(known) = lane.peer.and_then(|peer| self.peers.get_mut(&peer)) {
+            if lane.ready && is_peer(&lane.source) && lane.in_flight > 0 && lane.last_heard.elapsed() > patience {
+                if let Some(known) = self.known.get_mut(&lane.source) {
                     known.last_reason = Some(format!("silent for {patience:.1?}"));
                 }
                 self.close(number);
@@ -423,7 +442,12 @@ impl Exchange {
         // A lane that is being opened has its chance first: bitswap is slower and does not say who sent what.
         let no_lane = !self.lanes.iter().any(|lane| lane.wants.is_some());
         if silent > SEARCH_AFTER || no_lane {
-            self.open_bitswap();
+            self.open_gateways();
+            let opening =
+                |lane: &Lane| matches!(lane.source, Source::Gateway(_)) && lane.wants.is_some() && !lane.ready;
+            if !self.lanes.iter().any(opening) {
+                self.open_bitswap();
+            }
             self.search().await;
         }
         Ok(())
@@ -432,7 +456,7 @@ impl Exchange {
     async fn search(&mut self) {
         if let Some(lookup) = self.lookup.take_if(|lookup| lookup.is_finished()) {
             for peer in lookup.await.unwrap_or_default() {
-                self.peers.entry(peer).or_default();
+                self.known.entry(Source::Peer(peer)).or_default();
             }
         }
         if self.searched.is_some_and(|at| at.elapsed() < SEARCH_EVERY) {
@@ -450,7 +474,7 @@ impl Exchange {
 
     async fn learn_connected(&mut self) {
         for peer in self.store.ipfs().connected().await.unwrap_or_default() {
-            self.peers.entry(peer).or_default();
+            self.known.entry(Source::Peer(peer)).or_default();
         }
     }
 
@@ -460,15 +484,15 @@ impl Exchange {
         if let Err(error) = crate::store::blocking(move || blocks.probe_space()).await {
             return error;
         }
-        let name = |(peer, known): (&PeerId, &Known)| match &known.last_reason {
-            Some(reason) => format!("{peer} ({reason})"),
-            None => peer.to_string(),
+        let name = |(source, known): (&Source, &Known)| match &known.last_reason {
+            Some(reason) => format!("{source} ({reason})"),
+            None => source.to_string(),
         };
         let missing = self.queue.front().or_else(|| self.asked.values().map(|(_, want)| want).next());
         StoreError::NotFound(Box::new(NotFound {
             cid: self.root,
             missing: missing.map_or(self.root, |want| want.block.cid),
-            asked: self.peers.iter().map(name).collect(),
+            asked: self.known.iter().map(name).collect(),
             waited: self.last_block.elapsed(),
         }))
     }

@@ -158,7 +158,8 @@ async fn read_answer(reader: &mut (impl futures::AsyncRead + Unpin)) -> std::io:
     Ok(Some(block))
 }
 
-async fn store(blocks: &Blocks, want: Order, block: Vec<u8>) -> Event {
+/// Compares a block with its CID, and stores it.
+pub(super) async fn store(blocks: &Blocks, want: Order, block: Vec<u8>) -> Event {
     let blocks = blocks.clone();
     let work = move || {
         let cid = want.block.cid;
