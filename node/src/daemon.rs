@@ -183,9 +183,10 @@ impl Node {
             runtime: tokio::runtime::Handle::current(),
         };
         let models = Models::new(&config.jobs, memory, fetcher.clone(), Ledger::new(data_dir.join("usage")));
+        let devices = hardware::within(devices, models.memory().budget_bytes());
         let holder = ExpertHolder::new(fetcher.clone(), models.clone(), config.jobs.serve);
         let stages = StageHolder::new(fetcher, models.clone(), config.jobs.serve);
-        let scheduler = Scheduler::new(&config.jobs, models, store.clone(), swarm.clone());
+        let scheduler = Scheduler::new(&config.jobs, models, store.clone(), swarm.clone(), devices.clone());
         let node = Advertiser { swarm: swarm.clone(), store, scheduler: scheduler.clone(), devices };
 
         let stop = CancellationToken::new();

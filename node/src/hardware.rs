@@ -13,6 +13,15 @@ pub fn memory_bytes(devices: &[Device]) -> Option<u64> {
     devices.iter().find(|device| device.backend == Backend::Cpu).map(|cpu| cpu.memory_bytes).filter(|bytes| *bytes > 0)
 }
 
+/// The devices as others are to see them: the processor computes from no more memory than models may take.
+pub fn within(devices: Vec<Device>, budget_bytes: u64) -> Vec<Device> {
+    let bounded = |device: Device| match device.backend {
+        Backend::Cpu => Device { memory_bytes: device.memory_bytes.min(budget_bytes), ..device },
+        _ => device,
+    };
+    devices.into_iter().map(bounded).collect()
+}
+
 fn told(device: device::Device) -> Device {
     let backend = match device.backend {
         device::Backend::Cpu => Backend::Cpu,

@@ -22,6 +22,7 @@ mod memory;
 mod metrics;
 pub mod names;
 pub mod peers;
+pub mod placement;
 mod places;
 pub mod process;
 mod records;

@@ -1,7 +1,7 @@
 //! Which jobs run, where, and when: admission, placement, and the way of each job to its one end.
 
 mod models;
-mod placement;
+mod search;
 mod worker;
 
 use std::sync::Arc;
@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use accel_protocol::limits::{BLOB_INPUT_BYTES, INLINE_INPUT_BYTES};
-use accel_protocol::{Arithmetic, ErrorCode, Input, JobError, JobEvent, JobId, JobSpec, JobState, Load, Rejection};
+use accel_protocol::{
+    Arithmetic, Device, ErrorCode, Input, JobError, JobEvent, JobId, JobSpec, JobState, Load, Rejection,
+};
 use libp2p::PeerId;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio_util::task::TaskTracker;
@@ -22,7 +24,7 @@ use crate::store::{Lent, Store};
 use crate::swarm::Swarm;
 
 pub use models::{KeepAlive, Models};
-use placement::Place;
+use search::Place;
 use worker::Assignment;
 
 /// What a peer that is turned away for lack of room is told to wait.
@@ -47,13 +49,15 @@ struct Shared {
     changed: watch::Sender<()>,
     tasks: TaskTracker,
     metrics: Metrics,
+    /// What this machine offers.
+    devices: Vec<Device>,
     /// A job of this node has left its place with a peer.
     freed: Notify,
 }
 
 impl Scheduler {
     /// A scheduler with nothing to do.
-    pub fn new(config: &JobsConfig, models: Models, store: Store, swarm: Swarm) -> Self {
+    pub fn new(config: &JobsConfig, models: Models, store: Store, swarm: Swarm, devices: Vec<Device>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 jobs: Jobs::default(),
@@ -66,6 +70,7 @@ impl Scheduler {
                 changed: watch::Sender::default(),
                 tasks: TaskTracker::new(),
                 metrics: Metrics::default(),
+                devices,
                 freed: Notify::new(),
             }),
         }
@@ -203,9 +208,9 @@ impl Scheduler {
         while !job.cancel.is_cancelled() {
             let place = match first.take() {
                 Some(first) => Some(first),
-                None if full.is_empty() => placement::choose(self, &job.spec, &tried, answered.arithmetic()).await,
+                None if full.is_empty() => search::choose(self, &job.spec, &tried, answered.arithmetic()).await,
                 // Others are known, or those that were full are asked again.
-                None => placement::best(self, &job.spec, &tried, answered.arithmetic()).await,
+                None => search::best(self, &job.spec, &tried, answered.arithmetic()).await,
             };
             let Some(place) = place else {
                 if full.is_empty() {
@@ -240,7 +245,7 @@ impl Scheduler {
                         job: &job,
                         answered: &mut answered,
                         stuck: Duration::from_secs(self.shared.config.stuck_seconds),
-                        elsewhere: || placement::elsewhere(self, &tried, begun_with.as_ref()),
+                        elsewhere: || search::elsewhere(self, &tried, begun_with.as_ref()),
                     };
                     let ran = match self.portable(spec, &mut lent).await {
                         Ok(spec) => errand.run(spec).await,
@@ -272,7 +277,7 @@ impl Scheduler {
                 Err(error) => return job.fail(error),
             }
         }
-        job.fail(last_error.unwrap_or_else(|| placement::nobody(&job.spec)));
+        job.fail(last_error.unwrap_or_else(|| search::nobody(&job.spec)));
     }
 
     /// Takes a job away from a peer. One that was lost may still work on it, and is not chosen again before it speaks up.

@@ -48,7 +48,7 @@ pub struct Device {
     pub backend: Backend,
     /// Its name, as the vendor gives it; the backend's name when no device was found.
     pub name: String,
-    /// Memory that it computes from, in bytes; 0 when not known.
+    /// Memory that it computes from, in bytes, or that models may take of it where that is less; 0 when not known.
     pub memory_bytes: u64,
     /// The measured proof, or why the device cannot be used, in words.
     pub proof: Result<Proof, String>,

@@ -14,10 +14,14 @@ const BUDGET: u64 = 150_000_000;
 const BESIDE: u64 = 60_000_000;
 
 async fn start(cluster: &Cluster, jobs: &str) -> Result<NodeProcess> {
-    let file = cluster.path("node.toml");
+    start_named(cluster, "node", jobs, &[]).await
+}
+
+async fn start_named(cluster: &Cluster, name: &str, jobs: &str, join: &[&NodeProcess]) -> Result<NodeProcess> {
+    let file = cluster.path(&format!("{name}.toml"));
     std::fs::write(&file, format!("[jobs]\n{jobs}\n"))?;
     let arguments = vec!["--config".to_owned(), file.display().to_string()];
-    Ok(NodeProcess::start(&Settings { arguments, ..cluster.settings("node", true, &[]) }).await?)
+    Ok(NodeProcess::start(&Settings { arguments, ..cluster.settings(name, true, join) }).await?)
 }
 
 /// What the process has in memory.
@@ -74,6 +78,33 @@ async fn a_model_is_free_as_soon_as_the_end_of_its_last_job_is_seen() -> Result<
     }
     node.api().unload(&model).await?;
     node.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_goes_to_a_peer_that_has_room_for_it() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let asks = cluster.start("asks", false, &[]).await?;
+    let model = import(&asks, model_file()?).await?;
+    let small = "memory_bytes = 50_000_000";
+    let first = start_named(&cluster, "first", small, &[&asks]).await?;
+    let second = start_named(&cluster, "second", small, &[&asks]).await?;
+    let large = start_named(&cluster, "large", "", &[&asks]).await?;
+    let known = async || {
+        let peers = asks.api().peers().await?;
+        let serve = peers.iter().filter_map(|peer| peer.advert.as_ref()).filter(|advert| advert.serves_jobs);
+        Ok(serve.count() == 3)
+    };
+    eventually("all three are known", known).await?;
+    let answer = events(asks.api(), &question(&model, "What is the capital of France?", Generation::default())).await?;
+    assert_eq!(text(&answer), "The capital of France is Paris.");
+    for node in [&first, &second] {
+        assert_eq!(node.api().node().await?.used_bytes, 0, "a node without room for it was asked to run it");
+    }
+    ensure!(large.api().loaded().await?.iter().any(|loaded| loaded.model == model));
+    for node in [first, second, large, asks] {
+        node.stop().await?;
+    }
     Ok(())
 }
 

@@ -125,7 +125,8 @@ async fn ask(client: &Client, address: &str, want: Order) -> Answer {
             StatusCode::NOT_FOUND | StatusCode::GONE | StatusCode::GATEWAY_TIMEOUT => return Answer::Absent(cid),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE if pauses < MAX_PAUSES => {
                 pauses += 1;
-                let after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+                let after =
+                    response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
                 tokio::time::sleep(after.map_or(USUAL_PAUSE, Duration::from_secs).min(LONGEST_PAUSE)).await;
             }
             status => return Answer::Failed(cid, format!("answered {status}")),

@@ -1,13 +1,13 @@
-//! Where a job runs best: where the model is in memory, then where its blocks are, then where there is room; the less
-//! busy and the nearer peer first.
+//! The search for a place for a job: who may run it, as far as this node knows, and who of those is best.
 
 use std::time::Duration;
 
 use accel_protocol::limits::INLINE_INPUT_BYTES;
-use accel_protocol::{Advert, Arithmetic, ErrorCode, JobError, JobSpec, Load};
+use accel_protocol::{Advert, Arithmetic, ErrorCode, HeldModel, JobError, JobSpec};
 use libp2p::PeerId;
 
 use super::Scheduler;
+use crate::placement::{self, Candidate, Held};
 
 /// Where a job may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,16 +16,6 @@ pub enum Place {
     Here,
     /// On a peer.
     Peer(PeerId),
-}
-
-/// What speaks for a place; smaller is better, compared from the first field on.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
-struct Cost {
-    inexact: bool,
-    not_loaded: bool,
-    not_held: bool,
-    load: f64,
-    away_ms: f64,
 }
 
 /// How long to wait for somebody who runs jobs to turn up.
@@ -65,41 +55,55 @@ pub async fn best(
     tried: &[Place],
     arithmetic: Option<&Arithmetic>,
 ) -> Option<Place> {
-    let mut places: Vec<(Cost, Place)> = Vec::new();
+    let is_model = |held: &&HeldModel| held.model.cid == spec.model.cid;
+    let (mut places, mut candidates) = (Vec::new(), Vec::new());
+    let roots = scheduler.shared.store.pinned().await.unwrap_or_default();
+    let root = roots.iter().find(|root| root.cid == spec.model.cid);
+    let mut model_bytes = root.map(|root| root.bytes);
     if may_run_here(scheduler, tried) {
-        let held = scheduler
-            .shared
-            .store
-            .pinned()
-            .await
-            .is_ok_and(|roots| roots.iter().any(|root| root.cid == spec.model.cid && !root.part));
-        let cost = Cost {
-            inexact: arithmetic.is_some_and(|wanted| *wanted != accel_pipelines::arithmetic()),
-            not_loaded: !scheduler.shared.models.loaded().contains(&spec.model),
-            not_held: !held,
-            // Or a job would be one more reason not to run it where it was asked for.
-            load: share(scheduler.load_beside(Some(spec.id))),
-            away_ms: 0.0,
+        let held = match root {
+            _ if scheduler.shared.models.loaded().contains(&spec.model) => Held::InMemory,
+            Some(root) if !root.part => Held::OnDisk,
+            _ => Held::Nothing,
         };
-        places.push((cost, Place::Here));
+        let candidate = Candidate {
+            is_exact: arithmetic.is_none_or(|wanted| *wanted == accel_pipelines::arithmetic()),
+            held,
+            memory_bytes: None,
+            gbytes_per_second: None,
+            // Or a job would be one more reason not to run it where it was asked for.
+            load: scheduler.load_beside(Some(spec.id)),
+            away: Some(Duration::ZERO),
+        };
+        places.push(Place::Here);
+        candidates.push(candidate.with_devices(&scheduler.shared.devices));
     }
     // A large input travels by CID, and that by no relay.
     let by_relay = spec.input.bytes() <= INLINE_INPUT_BYTES as u64;
-    for (id, round_trip, advert) in peers_that_run(scheduler, tried) {
+    for (id, away, advert) in peers_that_run(scheduler, tried) {
         if !by_relay && scheduler.shared.swarm.peers().is_only_relayed(&id) {
             continue;
         }
-        let held = advert.models.iter().find(|held| held.model.cid == spec.model.cid);
-        let cost = Cost {
-            inexact: arithmetic.is_some_and(|wanted| *wanted != advert.arithmetic),
-            not_loaded: !held.is_some_and(|held| held.loaded),
-            not_held: held.is_none(),
-            load: share(advert.load),
-            away_ms: round_trip.map_or(f64::MAX, |time| time.as_secs_f64() * 1e3),
+        let held = advert.models.iter().find(is_model);
+        let candidate = Candidate {
+            is_exact: arithmetic.is_none_or(|wanted| *wanted == advert.arithmetic),
+            held: match held {
+                Some(held) if held.loaded => Held::InMemory,
+                Some(_) => Held::OnDisk,
+                None => Held::Nothing,
+            },
+            memory_bytes: None,
+            gbytes_per_second: None,
+            load: advert.load,
+            away,
         };
-        places.push((cost, Place::Peer(id)));
+        places.push(Place::Peer(id));
+        candidates.push(candidate.with_devices(&advert.devices));
     }
-    places.into_iter().min_by(|(a, _), (b, _)| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal)).map(|best| best.1)
+    // Also who runs nothing may say how large the model is.
+    let adverts = || scheduler.shared.swarm.peers().all().into_iter().filter_map(|(_, peer)| peer.advert);
+    model_bytes = model_bytes.or_else(|| adverts().find_map(|advert| Some(advert.models.iter().find(is_model)?.bytes)));
+    placement::best(&candidates, model_bytes).map(|best| places[best])
 }
 
 fn may_run_here(scheduler: &Scheduler, tried: &[Place]) -> bool {
@@ -125,8 +129,4 @@ pub fn nobody(spec: &JobSpec) -> JobError {
             spec.model
         ),
     )
-}
-
-fn share(load: Load) -> f64 {
-    f64::from(load.running + load.queued) / f64::from(load.capacity.max(1))
 }
