@@ -10,6 +10,15 @@ use anyhow::{Context, Result, ensure};
 use crate::cluster::Cluster;
 use crate::namespace::command;
 
+/// At which port a router sends on what comes from behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ports {
+    /// At that where it came from, if it is free: two behind such routers can open a way to each other.
+    Kept,
+    /// At one that nobody can guess.
+    Random,
+}
+
 /// A machine. It is there as long as its handle.
 #[derive(Debug)]
 pub struct Machine {
@@ -98,17 +107,25 @@ impl Machine {
     }
 
     /// Makes a router of it that hides those behind it, as those at home do: what comes from behind goes out under its own
-    /// address, at a port that nobody can guess, and nothing comes in that was not asked for.
+    /// address, and what comes in that was not asked for is dropped without an answer.
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn hide(&self, outside: &str) -> Result<()> {
+    pub fn hide(&self, outside: &str, ports: Ports) -> Result<()> {
         let interface = format!("{}-{outside}", self.name);
+        let how = match ports {
+            Ports::Kept => "",
+            Ports::Random => "fully-random",
+        };
         let rules = format!(
             "table ip nat {{
-                chain out {{ type nat hook postrouting priority 100; oifname \"{interface}\" masquerade fully-random; }}
+                chain out {{ type nat hook postrouting priority 100; oifname \"{interface}\" masquerade {how}; }}
             }}
             table ip filter {{
+                chain to_itself {{
+                    type filter hook input priority 0;
+                    iifname \"{interface}\" ct state new drop;
+                }}
                 chain through {{
                     type filter hook forward priority 0; policy drop;
                     oifname \"{interface}\" accept;

@@ -85,6 +85,12 @@ async fn ports_that_are_taken_and_directories_that_cannot_be_used_are_named() ->
     let shown = commands.run(&["doctor", "--api", &api.1.to_string(), "--listen", &listen]).await?;
     ensure!(shown.code == Some(1) && shown.stdout.contains("PROBLEM"), "{shown:?}");
 
+    let elsewhere = "/ip4/203.0.113.9/tcp/4601";
+    let (findings_of, code) = findings(&commands, &["--api", "127.0.0.1:0", "--listen", elsewhere]).await?;
+    assert_eq!(code, 1);
+    found(&findings_of, "port", "problem", &[elsewhere, "no interface has this address"])?;
+    ensure!(!cluster.path("nobody").exists(), "looking has left something behind");
+
     // A place where no directory can be.
     std::fs::write(cluster.path("file"), "")?;
     let commands = CommandLine::new(&cluster, &cluster.path("file/below"));
@@ -136,6 +142,40 @@ async fn a_machine_without_a_network_is_told_that_there_is_no_route() -> Result<
     assert_eq!(code, 1);
     found(&findings_of, "network", "problem", &["no interface but loopback", "ip route"])?;
     found(&findings_of, "join", "problem", &[&far, "there is no route to it"])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_firewall_that_says_nothing_is_told() -> Result<()> {
+    if !is_inside("a_firewall_that_says_nothing_is_told", Own::Network)? {
+        return Ok(());
+    }
+    command("ip", &["link", "set", "lo", "up"])?;
+    let rules = "table ip filter {
+        chain inside { type filter hook input priority 0; tcp dport 4601 drop; }
+    }";
+    command("nft", &[rules])?;
+    let cluster = Cluster::new()?;
+    let commands = CommandLine::new(&cluster, &cluster.path("nobody"));
+    let silent = format!("/ip4/127.0.0.1/tcp/4601/p2p/{SOMEBODY}");
+    let (findings_of, code) = findings(&commands, &[&ANY_PORT[..], &["--bootstrap", &silent]].concat()).await?;
+    assert_eq!(code, 1);
+    found(&findings_of, "join", "problem", &[&silent, "nothing comes back", "firewall"])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_membership_that_cannot_be_read_is_named() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let commands = CommandLine::new(&cluster, &cluster.path("lab"));
+    commands.run(&["swarm", "create", "lab", "--address", "/ip4/127.0.0.1/tcp/4601"]).await?;
+    let kept: Vec<_> = std::fs::read_dir(cluster.path("lab"))?
+        .map(|entry| Ok(entry?.path()))
+        .filter(|path: &Result<_>| path.as_ref().is_ok_and(|path| path.extension().is_some_and(|of| of == "json")))
+        .collect::<Result<_>>()?;
+    ensure!(kept.len() == 1, "{kept:?}");
+    std::fs::write(&kept[0], "half of it")?;
+    let (findings_of, code) = findings(&commands, &ANY_PORT).await?;
+    assert_eq!(code, 1);
+    found(&findings_of, "swarm", "problem", &["swarm join TOKEN"])
 }
 
 #[tokio::test(flavor = "multi_thread")]

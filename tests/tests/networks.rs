@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use accel_node::process::{NodeProcess, Settings};
 use accel_tests::cluster::{Cluster, eventually, model_file};
 use accel_tests::command::CommandLine;
-use accel_tests::machine::{Machine, switch};
+use accel_tests::machine::{Machine, Ports, switch};
 use accel_tests::namespace::{Own, is_inside};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -209,33 +209,48 @@ impl Person {
     }
 }
 
+/// A node behind a router, on its machine.
+struct Home {
+    node: Node,
+    _machine: Machine,
+    _router: Machine,
+}
+
+/// A machine that everybody reaches. Its address counts as public: nodes ask only such whether they can be reached.
+fn public(cluster: &Cluster) -> Result<Machine> {
+    switch("wan")?;
+    let public = Machine::new(cluster, "public")?;
+    public.plug("wan", "5.5.5.1/24")?;
+    Ok(public)
+}
+
+/// A node behind a router of its own, which joins by another.
+async fn home(cluster: &Cluster, (number, name): (u8, &str), ports: Ports, join: &Node) -> Result<Home> {
+    let (router, machine) =
+        (Machine::new(cluster, &format!("r{number}"))?, Machine::new(cluster, &format!("h{number}"))?);
+    switch(&format!("lan{number}"))?;
+    router.plug("wan", &format!("5.5.5.{}/24", 10 + number))?;
+    router.plug(&format!("lan{number}"), &format!("10.0.{number}.1/24"))?;
+    router.hide("wan", ports)?;
+    machine.plug(&format!("lan{number}"), &format!("10.0.{number}.2/24"))?;
+    machine.route(&format!("10.0.{number}.1"))?;
+    let settings = cluster.settings(name, name == "worker", &[&join.process]);
+    let settings = listening(settings, &format!("/ip4/10.0.{number}.2/tcp/4601"));
+    Ok(Home { node: Node::start(cluster, &machine, settings).await?, _machine: machine, _router: router })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_nodes_behind_routers_reach_each_other_by_a_third() -> Result<()> {
     if !is_inside("two_nodes_behind_routers_reach_each_other_by_a_third", Own::Network)? {
         return Ok(());
     }
     let cluster = Cluster::new()?;
-    // Addresses that count as public: nodes ask only those whether they can be reached.
-    switch("wan")?;
-    let public = Machine::new(&cluster, "public")?;
-    public.plug("wan", "5.5.5.1/24")?;
+    let public = public(&cluster)?;
     let relay = listening(cluster.settings("relay", false, &[]), "/ip4/5.5.5.1/tcp/4601");
     let relay = Node::start(&cluster, &public, relay).await?;
-    let mut homes = Vec::new();
-    for (number, name, serve) in [(1, "worker", true), (2, "asker", false)] {
-        let (router, home) =
-            (Machine::new(&cluster, &format!("r{number}"))?, Machine::new(&cluster, &format!("h{number}"))?);
-        switch(&format!("lan{number}"))?;
-        router.plug("wan", &format!("5.5.5.{}/24", 10 + number))?;
-        router.plug(&format!("lan{number}"), &format!("10.0.{number}.1/24"))?;
-        router.hide("wan")?;
-        home.plug(&format!("lan{number}"), &format!("10.0.{number}.2/24"))?;
-        home.route(&format!("10.0.{number}.1"))?;
-        let settings = cluster.settings(name, serve, &[&relay.process]);
-        let settings = listening(settings, &format!("/ip4/10.0.{number}.2/tcp/4601"));
-        homes.push((Node::start(&cluster, &home, settings).await?, home, router));
-    }
-    let [(worker, ..), (asker, ..)] = &homes[..] else { unreachable!() };
+    let worker_home = home(&cluster, (1, "worker"), Ports::Random, &relay).await?;
+    let asker_home = home(&cluster, (2, "asker"), Ports::Random, &relay).await?;
+    let (worker, asker) = (&worker_home.node, &asker_home.node);
     for node in [worker, asker] {
         eventually("a node behind a router has a relay", async || {
             Ok(node.json(&["id"]).await?["reachability"] == "relayed")
@@ -269,9 +284,69 @@ async fn two_nodes_behind_routers_reach_each_other_by_a_third() -> Result<()> {
     ensure!(refused.code == Some(3) && refused.stderr.contains("by a relay only"), "{refused:?}");
     let here = asker.json(&["id"]).await?["used_bytes"].as_u64().context("no number")?;
     ensure!(here < 1 << 20, "{here} bytes of blocks came by a relay");
-    for (node, _home, _router) in homes {
-        node.process.stop().await?;
+    for home in [worker_home, asker_home] {
+        home.node.process.stop().await?;
     }
     relay.process.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_behind_routers_that_keep_ports_open_a_way_to_each_other() -> Result<()> {
+    if !is_inside("two_nodes_behind_routers_that_keep_ports_open_a_way_to_each_other", Own::Network)? {
+        return Ok(());
+    }
+    let cluster = Cluster::new()?;
+    let public = public(&cluster)?;
+    let relay = listening(cluster.settings("relay", false, &[]), "/ip4/5.5.5.1/tcp/4601");
+    let relay = Node::start(&cluster, &public, relay).await?;
+    let worker_home = home(&cluster, (1, "worker"), Ports::Kept, &relay).await?;
+    let asker_home = home(&cluster, (2, "asker"), Ports::Kept, &relay).await?;
+    let (worker, asker) = (&worker_home.node, &asker_home.node);
+    let peer = worker.process.peer();
+    let path = model_file()?.display().to_string();
+    let model = worker.commands.run(&["add", &path]).await?.data()?.trim().to_owned();
+    eventually("the worker tells where it is reached, and what it has", async || {
+        let advert = asker.view(peer).await?["advert"].to_string();
+        Ok(advert.contains("p2p-circuit") && advert.contains(&model))
+    })
+    .await?;
+    let pulled = asker.commands.run(&["pull", &model, "--json"]).await?;
+    ensure!(pulled.code == Some(0), "{pulled:?}");
+    assert_eq!(pulled.json()?["peers"][0][0], peer);
+    assert_eq!(asker.view(peer).await?["relayed"], false);
+    for home in [worker_home, asker_home] {
+        home.node.process.stop().await?;
+    }
+    relay.process.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_nobody_reaches_is_told_so_by_doctor() -> Result<()> {
+    if !is_inside("a_node_that_nobody_reaches_is_told_so_by_doctor", Own::Network)? {
+        return Ok(());
+    }
+    let cluster = Cluster::new()?;
+    let public = public(&cluster)?;
+    // It tells others whether they can be reached, and passes nothing on.
+    let config = cluster.path("public.toml");
+    std::fs::write(&config, "[swarm]\nrelay = false\n")?;
+    let mut settings = listening(cluster.settings("public", false, &[]), "/ip4/5.5.5.1/tcp/4601");
+    settings.arguments.extend(["--config".to_owned(), config.display().to_string()]);
+    let third = Node::start(&cluster, &public, settings).await?;
+    let home = home(&cluster, (1, "alone"), Ports::Random, &third).await?;
+    eventually("the node knows that it cannot be reached", async || {
+        Ok(home.node.json(&["id"]).await?["reachability"] == "private")
+    })
+    .await?;
+    let found = home.node.commands.run(&["doctor"]).await?;
+    let line = found.stdout.lines().find(|line| line.starts_with("reachable")).context("nothing about it")?;
+    ensure!(
+        found.code == Some(1) && line.contains("PROBLEM") && found.stdout.contains("forward the port"),
+        "{found:?}"
+    );
+    home.node.process.stop().await?;
+    third.process.stop().await?;
     Ok(())
 }

@@ -19,7 +19,6 @@ use super::output::{Output, bytes, table};
 use super::swarm::{in_words, reach};
 use crate::api::{Api, Reach};
 use crate::config::{Config, Overrides};
-use crate::data_dir::{self, DataDirError};
 use crate::membership::{Membership, tcp_socket};
 use crate::peers::PeerView;
 use crate::swarm::misfit;
@@ -121,15 +120,17 @@ const FORWARD: &str = "models come and go by direct connections only: forward th
 
 fn data_directory(config: &Config, findings: &mut Findings) {
     let directory = &config.data_dir;
-    if let Err(DataDirError { path, source }) = data_dir::open_lock(directory, "doctor.lock") {
+    // Where it is not there yet, it would be made here; the file vanishes by itself.
+    let there = directory.ancestors().find(|path| path.exists()).unwrap_or(directory);
+    if let Err(source) = tempfile::tempfile_in(there) {
         let advice = match source.kind() {
             ErrorKind::PermissionDenied => "give it to the user that runs the node, or name another by --data-dir",
             ErrorKind::StorageFull => "free space on that disk, or name a directory on another by --data-dir",
             _ => "name another by --data-dir",
         };
-        return findings.problem("data directory", format_args!("{}: {source}", path.display()), advice);
+        return findings.problem("data directory", format_args!("{}: {source}", directory.display()), advice);
     }
-    match rustix::fs::statvfs(directory) {
+    match rustix::fs::statvfs(there) {
         Ok(disk) => {
             let free = disk.f_bavail.saturating_mul(disk.f_frsize);
             let found = format!("{} has {} left", directory.display(), bytes(free));
