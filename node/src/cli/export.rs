@@ -11,6 +11,7 @@ use tokio::io::AsyncRead;
 use tokio_util::io::ReaderStream;
 
 use super::CliError;
+use super::models::tell;
 use super::output::{Bar, Output, bytes};
 use crate::api::{Api, ContentsView, Download, FilePart};
 
@@ -169,14 +170,6 @@ pub(super) async fn import(api: &Api, from: &Path, output: &Output) -> Result<()
         bar.show(done, total.max(done));
     });
     let added = api.import_car(&name, reqwest::Body::wrap_stream(pieces)).await?;
-    for added in &added {
-        output.note(&format!(
-            "{}: {}, {} new blocks ({})",
-            added.name,
-            bytes(added.bytes),
-            added.new_blocks,
-            bytes(added.new_bytes)
-        ));
-    }
+    added.iter().for_each(|added| tell(added, output));
     output.value(&added, |added| added.iter().map(|added| added.cid.as_str()).collect::<Vec<_>>().join("\n"))
 }

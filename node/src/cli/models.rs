@@ -55,14 +55,14 @@ pub(super) async fn add(
     output: &Output,
 ) -> Result<(), CliError> {
     let added = import(api, path, chunker, move_source, output).await?;
-    output.note(&format!(
-        "{}: {}, {} new blocks ({})",
-        added.name,
-        bytes(added.bytes),
-        added.new_blocks,
-        bytes(added.new_bytes)
-    ));
+    tell(&added, output);
     output.value(&added, |added| added.cid.clone())
+}
+
+/// Tells a person what an import took.
+pub(super) fn tell(added: &Added, output: &Output) {
+    let Added { name, new_blocks, .. } = added;
+    output.note(&format!("{name}: {}, {new_blocks} new blocks ({})", bytes(added.bytes), bytes(added.new_bytes)));
 }
 
 pub(super) async fn pull(api: &Api, model: &ModelRef, output: &Output) -> Result<(), CliError> {

@@ -33,7 +33,8 @@ struct Header {
 pub(super) fn header(root: &Cid) -> Result<Vec<u8>, StoreError> {
     let header = Header { roots: vec![*root], version: 1 };
     let header = serde_ipld_dagcbor::to_vec(&header).map_err(|error| invalid(error.to_string()))?;
-    let mut bytes = varint(header.len() as u64);
+    let mut bytes = Vec::new();
+    dag::put_varint(&mut bytes, header.len() as u64);
     bytes.extend(header);
     Ok(bytes)
 }
@@ -41,18 +42,9 @@ pub(super) fn header(root: &Cid) -> Result<Vec<u8>, StoreError> {
 /// What stands before a block of so many bytes.
 pub(super) fn section(cid: &Cid, block_bytes: u64) -> Vec<u8> {
     let cid = cid.to_bytes();
-    let mut bytes = varint(cid.len() as u64 + block_bytes);
-    bytes.extend(cid);
-    bytes
-}
-
-fn varint(mut value: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
-    while value >= 0x80 {
-        bytes.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
+    dag::put_varint(&mut bytes, cid.len() as u64 + block_bytes);
+    bytes.extend(cid);
     bytes
 }
 
