@@ -121,7 +121,8 @@ const FORWARD: &str = "models come and go by direct connections only: forward th
 fn data_directory(config: &Config, findings: &mut Findings) {
     let directory = &config.data_dir;
     // Where it is not there yet, it would be made here; the file vanishes by itself.
-    let there = directory.ancestors().find(|path| path.exists()).unwrap_or(directory);
+    let whole = std::path::absolute(directory).unwrap_or_else(|_| directory.clone());
+    let there = whole.ancestors().find(|path| path.exists()).unwrap_or(directory);
     if let Err(source) = tempfile::tempfile_in(there) {
         let advice = match source.kind() {
             ErrorKind::PermissionDenied => "give it to the user that runs the node, or name another by --data-dir",

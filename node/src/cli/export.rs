@@ -125,6 +125,7 @@ async fn save(
     std::fs::create_dir_all(directory).map_err(failed)?;
     let mut file = temporary(directory).map_err(failed)?;
     copy(&mut download, &mut file, to, (done, total), bar).await?;
+    file.as_file().sync_all().map_err(failed)?;
     let kept = if force { file.persist(to) } else { file.persist_noclobber(to) };
     kept.map(drop).map_err(|error| failed(error.error))
 }

@@ -49,7 +49,10 @@ fn sent(export: Export, kind: &'static str) -> Response {
     (headers, Body::from_stream(pieces)).into_response()
 }
 
-/// A source of which, when nobody wants it any more, the rest is read all the same: whoever is still sending would not hear
+/// What is read at most of a source that nobody wants any more.
+const REST_BYTES: u64 = 256 << 20;
+
+/// A source of which, when nobody wants it any more, some more is read all the same: whoever is still sending would not hear
 /// why nobody listens.
 struct ToEnd<R: Read>(R);
 
@@ -62,7 +65,7 @@ impl<R: Read> Read for ToEnd<R> {
 impl<R: Read> Drop for ToEnd<R> {
     fn drop(&mut self) {
         // One that breaks off has gone, and waits for no answer.
-        let _ = std::io::copy(&mut self.0, &mut std::io::sink());
+        let _ = std::io::copy(&mut self.0.by_ref().take(REST_BYTES), &mut std::io::sink());
     }
 }
 

@@ -467,6 +467,10 @@ impl Models {
 
     /// Takes memory; idle models are dropped for it, least recently used first.
     pub fn make_room(&self, bytes: u64) -> Result<Reserved, JobError> {
+        // Who has room waits for nobody.
+        if let Some(reserved) = self.shared.memory.reserve(bytes) {
+            return Ok(reserved);
+        }
         let _leaving = self.leaving();
         loop {
             if let Some(reserved) = self.shared.memory.reserve(bytes) {

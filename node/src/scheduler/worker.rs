@@ -3,6 +3,7 @@
 //! It owns its pipeline, takes commands between steps, and writes events straight to the jobs' logs. It ends when its
 //! handle is dropped.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvError, SyncSender, TryRecvError, TrySendError, sync_channel};
@@ -35,7 +36,16 @@ pub struct Assignment {
     pub refuse: oneshot::Sender<JobError>,
 }
 
-/// A loaded model with its thread. Dropped, it waits until the thread has ended: only then is its memory free.
+/// An assignment on the thread, or on the way to it.
+#[derive(Debug)]
+struct Work {
+    assignment: Assignment,
+    /// Let go before the last event is told.
+    at_work: RefCell<Option<Arc<()>>>,
+}
+
+/// A loaded model with its thread. Dropped, it waits until the thread has ended, if that has nothing to do: only then is its
+/// memory free.
 #[derive(Debug)]
 pub struct Worker {
     // The order matters: without a sender the thread ends, and after that the memory is given back.
@@ -46,12 +56,18 @@ pub struct Worker {
 }
 
 #[derive(Debug)]
-struct Thread(Option<JoinHandle<()>>);
+struct Thread {
+    handle: Option<JoinHandle<()>>,
+    /// Each job that the thread has not done with holds one.
+    at_work: Arc<()>,
+}
 
 impl Drop for Thread {
     fn drop(&mut self) {
         let own = |thread: &JoinHandle<()>| thread.thread().id() == std::thread::current().id();
-        if let Some(thread) = self.0.take().filter(|thread| !own(thread))
+        // One that is still at work on a job that was cancelled may wait for peers, and those for whoever drops this.
+        let rests = Arc::strong_count(&self.at_work) == 1;
+        if let Some(thread) = self.handle.take().filter(|thread| rests && !own(thread))
             && tokio::task::block_in_place(|| thread.join()).is_err()
         {
             tracing::error!("a model's thread broke down");
@@ -73,12 +89,14 @@ impl Worker {
             accel_backends::cpu::give_back();
         };
         let thread = std::thread::Builder::new().name("accel-worker".to_owned()).spawn(work)?;
-        Ok(Self { inbox: Inbox(commands), thread: Thread(Some(thread)), memory, arithmetic })
+        let at_work = Arc::new(());
+        let inbox = Inbox { commands, at_work: at_work.clone() };
+        Ok(Self { inbox, thread: Thread { handle: Some(thread), at_work }, memory, arithmetic })
     }
 
     /// Whether the thread is at work or waits for it; one that broke down takes no more jobs.
     pub fn is_alive(&self) -> bool {
-        self.thread.0.as_ref().is_some_and(|thread| !thread.is_finished())
+        self.thread.handle.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     /// The way to the thread.
@@ -99,14 +117,17 @@ impl Worker {
 
 /// The way to a model's thread, which ends when all of these are gone.
 #[derive(Clone, Debug)]
-pub struct Inbox(SyncSender<Assignment>);
+pub struct Inbox {
+    commands: SyncSender<Work>,
+    at_work: Arc<()>,
+}
 
 impl Inbox {
     /// Hands a job to the thread; its events appear in its log.
     pub fn take(self, assignment: Assignment) {
-        let sent = self.0.try_send(assignment);
+        let sent = self.commands.try_send(Work { assignment, at_work: RefCell::new(Some(self.at_work)) });
         if let Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) = sent {
-            back.refuse(JobError::new(ErrorCode::OutOfResources, "the worker thread takes no more jobs"));
+            back.assignment.refuse(JobError::new(ErrorCode::OutOfResources, "the worker thread takes no more jobs"));
         }
     }
 }
@@ -135,8 +156,8 @@ impl Assignment {
 
 struct Desk {
     pipeline: Box<dyn Pipeline>,
-    inbox: Receiver<Assignment>,
-    active: HashMap<JobId, Assignment>,
+    inbox: Receiver<Work>,
+    active: HashMap<JobId, Work>,
     /// Dropped with the thread, which may wait for a disk.
     recording: Option<Recording>,
 }
@@ -164,19 +185,23 @@ impl Desk {
         }
     }
 
-    fn admit(&mut self, assignment: Assignment) {
-        match self.pipeline.admit(&assignment.spec) {
+    fn admit(&mut self, work: Work) {
+        let Work { assignment: Assignment { spec, .. }, .. } = &work;
+        match self.pipeline.admit(spec) {
             Ok(cost) => {
-                tracing::debug!(job = %assignment.spec.id, prompt_tokens = cost.prompt_tokens, "admitted");
-                self.active.insert(assignment.spec.id, assignment);
+                tracing::debug!(job = %spec.id, prompt_tokens = cost.prompt_tokens, "admitted");
+                self.active.insert(spec.id, work);
             }
-            Err(error) => assignment.refuse(error),
+            Err(error) => {
+                work.at_work.take();
+                work.assignment.refuse(error);
+            }
         }
     }
 
     fn drop_cancelled(&mut self) {
-        let gone: Vec<JobId> =
-            self.active.iter().filter(|(_, work)| work.job.cancel.is_cancelled()).map(|(id, _)| *id).collect();
+        let cancelled = |work: &Work| work.assignment.job.cancel.is_cancelled();
+        let gone: Vec<JobId> = self.active.iter().filter(|(_, work)| cancelled(work)).map(|(id, _)| *id).collect();
         for id in gone {
             self.pipeline.evict(id);
             self.active.remove(&id);
@@ -193,9 +218,10 @@ impl Desk {
         self.pipeline.step(&plan, &mut |id: JobId, event: JobEvent| {
             let Some(work) = active.get(&id) else { return };
             if event.is_last() {
+                work.at_work.take();
                 ended.push(id);
             }
-            work.job.append(work.continued(event));
+            work.assignment.job.append(work.assignment.continued(event));
         });
         for id in ended {
             self.pipeline.evict(id);

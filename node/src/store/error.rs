@@ -128,7 +128,7 @@ pub enum StoreError {
         found: String,
     },
     /// A CAR file cannot be imported.
-    #[error("the CAR file cannot be imported: found {found}")]
+    #[error("the CAR file cannot be imported: found {found}; what came of it stays until `accel-cli gc`")]
     Car {
         /// What is wrong with it.
         found: String,

@@ -220,6 +220,8 @@ impl Exchange {
     fn assign(&mut self, reserved: &Arc<Reservation>) {
         let mut full = HashSet::new();
         let direct = self.lanes.iter().any(|lane| lane.ready && is_peer(&lane.source));
+        let is_live = |(_, lane): &(usize, &Lane)| is_peer(&lane.source) && lane.wants.is_some();
+        let peers: Vec<usize> = self.lanes.iter().enumerate().filter(is_live).map(|(number, _)| number).collect();
         // Beside streams of ours, others must not sit on blocks that they would have brought by now.
         let window = |lane: &Lane| if direct && !is_peer(&lane.source) { OTHERS_BESIDE } else { self.window };
         while self.asked.len() < MAX_IN_FLIGHT && !self.queue.is_empty() {
@@ -234,7 +236,11 @@ impl Exchange {
                 return;
             };
             let mut ahead = self.queue.iter().take(LOOK_AHEAD);
-            let Some(place) = ahead.position(|want| !want.denied_by.contains(&number)) else {
+            // A gateway is told only of what no peer of ours has.
+            let first = if matches!(self.lanes[number].source, Source::Gateway(_)) { &*peers } else { &[] };
+            let may =
+                |want: &Want| !want.denied_by.contains(&number) && first.iter().all(|of| want.denied_by.contains(of));
+            let Some(place) = ahead.position(may) else {
                 full.insert(number);
                 continue;
             };
@@ -428,7 +434,11 @@ impl Exchange {
         let patience = (self.stall / 2).min(Duration::from_secs(10));
         for number in 0..self.lanes.len() {
             let lane = &self.lanes[number];
-            if lane.ready && is_peer(&lane.source) && lane.in_flight > 0 && lane.last_heard.elapsed() > patience {
+            if lane.ready
+                && lane.source != Source::Bitswap
+                && lane.in_flight > 0
+                && lane.last_heard.elapsed() > patience
+            {
                 if let Some(known) = self.known.get_mut(&lane.source) {
                     known.last_reason = Some(format!("silent for {patience:.1?}"));
                 }

@@ -21,12 +21,14 @@ use crate::store::blocks::{Blocks, MAX_BLOCK_BYTES};
 const WINDOW: usize = 8;
 /// Time before a block that was not there is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
-/// The longest that a gateway may have this node wait before it asks for more.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The same after an answer that makes no sense.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+/// What a gateway gets for one block, with the pauses that it asks for: others may have it.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(8);
+/// A gateway that wants to be asked again at once is given this all the same.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// What it is given where it says no time.
 const USUAL_PAUSE: Duration = Duration::from_secs(2);
-/// How often it may say that it has no time for a block.
-const MAX_PAUSES: u32 = 8;
 /// Answers in a row that make no sense, after which it is left alone.
 const MAX_FAILURES: u32 = 8;
 /// Blocks with wrong bytes after which it is left alone.
@@ -62,6 +64,7 @@ async fn exchange(
     reports: &Reports,
 ) -> String {
     let mut asked: FuturesUnordered<BoxFuture<'_, Answer>> = FuturesUnordered::new();
+    // What it is not to be asked for until then.
     let mut absent: HashMap<Cid, Instant> = HashMap::new();
     let (mut failures, mut wrong) = (0, 0);
     reports.send(Event::Ready).await;
@@ -70,11 +73,14 @@ async fn exchange(
             want = wants.recv(), if asked.len() < WINDOW => {
                 let Some(want) = want else { return "done".to_owned() };
                 let cid = want.block.cid;
-                if absent.get(&cid).is_some_and(|at| at.elapsed() < ASK_AGAIN) {
+                if absent.get(&cid).is_some_and(|until| Instant::now() < *until) {
                     reports.send(Event::Absent { cid }).await;
                     continue;
                 }
-                asked.push(Box::pin(ask(client, address, want)));
+                asked.push(Box::pin(async move {
+                    let answer = tokio::time::timeout(ANSWERS_WITHIN, ask(client, address, want)).await;
+                    answer.unwrap_or(Answer::Absent(cid))
+                }));
             }
             Some(answer) = asked.next() => {
                 let event = match answer {
@@ -83,7 +89,8 @@ async fn exchange(
                         store(blocks, want, block).await
                     }
                     Answer::Absent(cid) => {
-                        absent.insert(cid, Instant::now());
+                        failures = 0;
+                        absent.insert(cid, Instant::now() + ASK_AGAIN);
                         Event::Absent { cid }
                     }
                     Answer::Wrong(cid) => Event::Wrong { cid },
@@ -93,11 +100,12 @@ async fn exchange(
                             return reason;
                         }
                         tracing::debug!(address, %cid, reason, "a gateway sent no block");
+                        absent.insert(cid, Instant::now() + TRY_AGAIN);
                         Event::Absent { cid }
                     }
                 };
                 if let Event::Wrong { cid } = &event {
-                    absent.insert(*cid, Instant::now());
+                    absent.insert(*cid, Instant::now() + ASK_AGAIN);
                     wrong += 1;
                 }
                 reports.send(event).await;
@@ -113,7 +121,6 @@ async fn ask(client: &Client, address: &str, want: Order) -> Answer {
     let cid = want.block.cid;
     let url = format!("{}/ipfs/{cid}?format=raw", address.trim_end_matches('/'));
     let failed = |error: reqwest::Error| Answer::Failed(cid, error.without_url().to_string());
-    let mut pauses = 0;
     let mut response = loop {
         let request = client.get(&url).header(header::ACCEPT, "application/vnd.ipld.raw");
         let response = match request.send().await {
@@ -123,11 +130,13 @@ async fn ask(client: &Client, address: &str, want: Order) -> Answer {
         match response.status() {
             StatusCode::OK => break response,
             StatusCode::NOT_FOUND | StatusCode::GONE | StatusCode::GATEWAY_TIMEOUT => return Answer::Absent(cid),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE if pauses < MAX_PAUSES => {
-                pauses += 1;
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                 let after =
                     response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-                tokio::time::sleep(after.map_or(USUAL_PAUSE, Duration::from_secs).min(LONGEST_PAUSE)).await;
+                tokio::time::sleep(
+                    after.map_or(USUAL_PAUSE, Duration::from_secs).clamp(SHORTEST_PAUSE, ANSWERS_WITHIN),
+                )
+                .await;
             }
             status => return Answer::Failed(cid, format!("answered {status}")),
         }
