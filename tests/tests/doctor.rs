@@ -188,7 +188,17 @@ async fn a_disk_without_space_is_named() -> Result<()> {
     command("mount", &["-t", "tmpfs", "-o", "size=4m", "none", small.to_str().context("no text")?])?;
     let (findings_of, code) = findings(&CommandLine::new(&cluster, &small), &ANY_PORT).await?;
     assert_eq!(code, 1);
-    found(&findings_of, "space", "problem", &["MB left", "--data-dir"])
+    found(&findings_of, "space", "problem", &["MB left", "--data-dir"])?;
+
+    // One on which not even a file can be made, and one that is not to be written on.
+    for (options, words) in [("nr_inodes=1", "free space on that disk"), ("ro", "name another by --data-dir")] {
+        let place = cluster.directory(options)?;
+        command("mount", &["-t", "tmpfs", "-o", options, "none", place.to_str().context("no text")?])?;
+        let (findings_of, code) = findings(&CommandLine::new(&cluster, &place), &ANY_PORT).await?;
+        assert_eq!(code, 1);
+        found(&findings_of, "data directory", "problem", &[words])?;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
