@@ -188,8 +188,11 @@ impl Api {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<R, ApiError> {
+        self.read(self.send(method, path, body).await?).await
+    }
+
+    async fn read<R: DeserializeOwned>(&self, response: reqwest::Response) -> Result<R, ApiError> {
         let address = self.access.address;
-        let response = self.send(method, path, body).await?;
         let bytes = response.bytes().await.map_err(|source| ApiError::Unreachable { address, source })?;
         serde_json::from_slice(&bytes).map_err(|error| ApiError::Answer(error.to_string()))
     }
@@ -401,10 +404,8 @@ impl Api {
     /// # Errors
     /// As all calls.
     pub async fn import_car(&self, name: &str, car: reqwest::Body) -> Result<Vec<Added>, ApiError> {
-        let address = self.access.address;
-        let response = self.answered(self.request(Method::POST, "/cars").query(&[("name", name)]).body(car)).await?;
-        let bytes = response.bytes().await.map_err(|source| ApiError::Unreachable { address, source })?;
-        serde_json::from_slice(&bytes).map_err(|error| ApiError::Answer(error.to_string()))
+        let request = self.request(Method::POST, "/cars").query(&[("name", name)]).body(car);
+        self.read(self.answered(request).await?).await
     }
 
     /// Fetches a model.

@@ -39,18 +39,15 @@ pub struct Candidate {
     pub away: Option<Duration>,
 }
 
-impl Candidate {
-    /// Takes over what a machine's processor offers, by which models run.
-    pub fn with_devices(self, devices: &[Device]) -> Self {
-        let processor = devices.iter().find(|device| device.backend == Backend::Cpu);
-        let pace = processor.and_then(|device| Some(device.proof.as_ref().ok()?.gbytes_per_second));
-        Self {
-            memory_bytes: processor.map(|device| device.memory_bytes).filter(|bytes| *bytes > 0),
-            gbytes_per_second: pace.filter(|pace| pace.is_finite() && *pace > 0.0),
-            ..self
-        }
-    }
+/// What a machine's processor offers, by which models run: bytes of memory, and 10^9 bytes of weights a second.
+pub fn offered(devices: &[Device]) -> (Option<u64>, Option<f64>) {
+    let processor = devices.iter().find(|device| device.backend == Backend::Cpu);
+    let pace = processor.and_then(|device| Some(device.proof.as_ref().ok()?.gbytes_per_second));
+    let memory = processor.map(|device| device.memory_bytes).filter(|bytes| *bytes > 0);
+    (memory, pace.filter(|pace| pace.is_finite() && *pace > 0.0))
+}
 
+impl Candidate {
     /// Whether a model of so many bytes may fit.
     fn has_room(&self, model_bytes: Option<u64>) -> bool {
         self.held == Held::InMemory || self.memory_bytes.zip(model_bytes).is_none_or(|(memory, model)| model <= memory)

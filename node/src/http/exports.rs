@@ -15,10 +15,10 @@ use futures::{StreamExt, TryStreamExt};
 use serde::Deserialize;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use super::models::{parse, path_of};
+use super::models::{parse, part, path_of, told};
 use super::{Refusal, Shared};
-use crate::api::{Added, ContentsView, FilePart};
-use crate::store::{Export, ShownFile};
+use crate::api::{Added, ContentsView};
+use crate::store::Export;
 
 pub(super) async fn contents(
     State(shared): State<Shared>,
@@ -26,7 +26,6 @@ pub(super) async fn contents(
 ) -> Result<Json<ContentsView>, Refusal> {
     let model = parse(&model)?;
     let contents = shared.node.store.contents(&model.cid, path_of(&model).unwrap_or_default()).await?;
-    let part = |file: ShownFile| FilePart { name: file.name, bytes: file.bytes, here_bytes: file.here_bytes };
     let files = contents.files.into_iter().map(part).collect();
     Ok(Json(ContentsView { is_directory: contents.is_directory, files }))
 }
@@ -86,12 +85,5 @@ pub(super) async fn import(
     let pieces = body.into_data_stream().map_err(std::io::Error::other);
     let source = ToEnd(SyncIoBridge::new(StreamReader::new(pieces.boxed())));
     let added = shared.node.store.add_car(source, name).await?;
-    let added = added.into_iter().map(|added| Added {
-        cid: added.root.cid.to_string(),
-        name: added.root.name,
-        bytes: added.root.bytes,
-        new_blocks: added.new_blocks,
-        new_bytes: added.new_bytes,
-    });
-    Ok(Json(added.collect()))
+    Ok(Json(added.into_iter().map(told).collect()))
 }

@@ -15,7 +15,7 @@ use crate::api::{
     Transfer,
 };
 use crate::scheduler::KeepAlive;
-use crate::store::{AddOptions, Chunker, FetchOptions, Freed, Source};
+use crate::store::{AddOptions, AddReport, Chunker, FetchOptions, Freed, ShownFile, Source};
 
 /// Progress that waits to be sent; what comes while it is full is left out.
 pub(super) const PROGRESS: usize = 16;
@@ -59,7 +59,7 @@ pub(super) async fn show(
         cid: shown.cid.to_string(),
         unread: shown.unread,
         kind: shown.kind.to_string(),
-        files: files.map(|file| FilePart { name: file.name, bytes: file.bytes, here_bytes: file.here_bytes }).collect(),
+        files: files.map(part).collect(),
         tensors: tensors
             .map(|tensor| TensorPart {
                 name: tensor.name,
@@ -91,15 +91,19 @@ pub(super) async fn add(State(shared): State<Shared>, Json(request): Json<AddReq
             let _lagging = progress.try_send(transfer);
         };
         let added = shared.node.store.add(&request.path, options, report).await?;
-        Ok(Added {
-            cid: added.root.cid.to_string(),
-            name: added.root.name,
-            bytes: added.root.bytes,
-            new_blocks: added.new_blocks,
-            new_bytes: added.new_bytes,
-        })
+        Ok(told(added))
     };
     Ok(lines(progress_then_result(heard, work)))
+}
+
+/// What an import did.
+pub(super) fn told(AddReport { root, new_blocks, new_bytes, .. }: AddReport) -> Added {
+    Added { cid: root.cid.to_string(), name: root.name, bytes: root.bytes, new_blocks, new_bytes }
+}
+
+/// A file, and how much of it is here.
+pub(super) fn part(file: ShownFile) -> FilePart {
+    FilePart { name: file.name, bytes: file.bytes, here_bytes: file.here_bytes }
 }
 
 pub(super) async fn pull(State(shared): State<Shared>, Path(model): Path<String>) -> Result<Response, Refusal> {

@@ -60,7 +60,7 @@ impl EventLog {
     }
 
     /// Adds an event. Nothing follows a last event: it is dropped, and the answer is `false`.
-    pub fn append(&self, event: JobEvent) -> bool {
+    pub(super) fn append(&self, event: JobEvent) -> bool {
         let mut events = self.events();
         if events.ended.is_some() {
             return false;

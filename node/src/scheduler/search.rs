@@ -59,24 +59,23 @@ pub async fn best(
     let (mut places, mut candidates) = (Vec::new(), Vec::new());
     let roots = scheduler.shared.store.pinned().await.unwrap_or_default();
     let root = roots.iter().find(|root| root.cid == spec.model.cid);
-    let mut model_bytes = root.map(|root| root.bytes);
     if may_run_here(scheduler, tried) {
         let held = match root {
             _ if scheduler.shared.models.loaded().contains(&spec.model) => Held::InMemory,
             Some(root) if !root.part => Held::OnDisk,
             _ => Held::Nothing,
         };
-        let candidate = Candidate {
+        let (memory_bytes, gbytes_per_second) = placement::offered(&scheduler.shared.devices);
+        places.push(Place::Here);
+        candidates.push(Candidate {
             is_exact: arithmetic.is_none_or(|wanted| *wanted == accel_pipelines::arithmetic()),
             held,
-            memory_bytes: None,
-            gbytes_per_second: None,
+            memory_bytes,
+            gbytes_per_second,
             // Or a job would be one more reason not to run it where it was asked for.
             load: scheduler.load_beside(Some(spec.id)),
             away: Some(Duration::ZERO),
-        };
-        places.push(Place::Here);
-        candidates.push(candidate.with_devices(&scheduler.shared.devices));
+        });
     }
     // A large input travels by CID, and that by no relay.
     let by_relay = spec.input.bytes() <= INLINE_INPUT_BYTES as u64;
@@ -85,24 +84,25 @@ pub async fn best(
             continue;
         }
         let held = advert.models.iter().find(is_model);
-        let candidate = Candidate {
+        let (memory_bytes, gbytes_per_second) = placement::offered(&advert.devices);
+        places.push(Place::Peer(id));
+        candidates.push(Candidate {
             is_exact: arithmetic.is_none_or(|wanted| *wanted == advert.arithmetic),
             held: match held {
                 Some(held) if held.loaded => Held::InMemory,
                 Some(_) => Held::OnDisk,
                 None => Held::Nothing,
             },
-            memory_bytes: None,
-            gbytes_per_second: None,
+            memory_bytes,
+            gbytes_per_second,
             load: advert.load,
             away,
-        };
-        places.push(Place::Peer(id));
-        candidates.push(candidate.with_devices(&advert.devices));
+        });
     }
     // Also who runs nothing may say how large the model is.
     let adverts = || scheduler.shared.swarm.peers().all().into_iter().filter_map(|(_, peer)| peer.advert);
-    model_bytes = model_bytes.or_else(|| adverts().find_map(|advert| Some(advert.models.iter().find(is_model)?.bytes)));
+    let own = root.map(|root| root.bytes);
+    let model_bytes = own.or_else(|| adverts().find_map(|advert| Some(advert.models.iter().find(is_model)?.bytes)));
     placement::best(&candidates, model_bytes).map(|best| places[best])
 }
 
