@@ -135,6 +135,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn floats(bytes: &[u8; 32]) -> Self {
+        // SAFETY: see above; the load reads the 32 bytes of the array, and needs no alignment.
+        Self(unsafe { _mm256_loadu_ps(bytes.as_ptr().cast()) })
+    }
+
+    #[inline(always)]
     fn signed(bytes: &[u8; 8]) -> Self {
         // SAFETY: see above; the load reads the eight bytes of the array.
         unsafe { Self(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(bytes.as_ptr().cast())))) }

@@ -49,6 +49,8 @@ pub trait Lanes: Copy {
     fn exp2_whole(self) -> Self;
     /// The 32 halves of 16 bytes: low halves in the first two vectors, high halves in the last two.
     fn nibbles(bytes: &[u8; 16]) -> [Self; 4];
+    /// Eight floats, of each the least byte first.
+    fn floats(bytes: &[u8; 32]) -> Self;
     /// Eight signed bytes.
     fn signed(bytes: &[u8; 8]) -> Self;
     /// Eight IEEE 16-bit floats.
@@ -161,6 +163,12 @@ impl Lanes for Portable {
         let low = |from: usize| Self(std::array::from_fn(|lane| f32::from(bytes[from + lane] & 15)));
         let high = |from: usize| Self(std::array::from_fn(|lane| f32::from(bytes[from + lane] >> 4)));
         [low(0), low(8), high(0), high(8)]
+    }
+
+    #[inline(always)]
+    fn floats(bytes: &[u8; 32]) -> Self {
+        let float = |lane: usize| f32::from_le_bytes(std::array::from_fn(|byte| bytes[4 * lane + byte]));
+        Self(std::array::from_fn(float))
     }
 
     #[inline(always)]

@@ -1,15 +1,16 @@
 //! Products of activations with stored weights.
 //!
-//! Eight rows of weights are unpacked for a stretch of `k` that fits the first-level cache, and used for a chunk of tokens
-//! whose own stretch fits the second. The sums in progress wait in a scratch between stretches, lane by lane, so that
-//! stretches do not show in the result.
+//! Eight rows of weights go through a stretch of `k` that fits the first-level cache, for a chunk of tokens whose own
+//! stretch fits the second. Weights that are floats are unpacked on their way into registers; those in blocks are unpacked
+//! first, or, for a single token, in registers too. The sums in progress wait in a scratch between stretches, lane by lane,
+//! so that stretches do not show in the result.
 
 use crate::tensor::Weight;
 
 use super::Cpu;
 use super::lanes::{Kernel, LANES, Lanes};
 use super::pool::Scratch;
-use super::unpack::{Format32, Mxfp4, Q4_0, Q4_1, Q8_0, unpack};
+use super::unpack::{Bf16, F16, F32, Floats, Format32, Mxfp4, Q4_0, Q4_1, Q8_0, unpack};
 use crate::weights::Dtype;
 
 /// Rows that are unpacked together: eight sums hide the latency of fused multiply-add for a single token.
@@ -19,6 +20,8 @@ const STRETCH: usize = 768;
 /// Tokens at most whose stretch of activations stays in the second-level cache while all rows of a part go through it:
 /// 288 KiB.
 const TOKENS: usize = 96;
+/// Tokens at most for which it costs less to unpack floats again and again than to write them to the scratch.
+const FEW: usize = 48;
 /// Tokens that share the registers.
 const TILE_TOKENS: usize = 3;
 /// Rows of one part of the work.
@@ -118,7 +121,6 @@ impl Kernel for Rows<'_> {
         let columns = target.weight.columns();
         let padded = columns.next_multiple_of(LANES);
         let groups = count.div_ceil(ROWS);
-        scratch.weights.resize(ROWS * STRETCH, 0.0);
         // Chunks of about one size, for weights are unpacked anew for each; whole tiles but in the last.
         let size = tokens.div_ceil(tokens.div_ceil(TOKENS).max(1)).next_multiple_of(TILE_TOKENS).max(1);
         for chunk in (0..tokens).step_by(size) {
@@ -127,21 +129,21 @@ impl Kernel for Rows<'_> {
             let width = tokens * ROWS * LANES;
             scratch.sums.clear();
             scratch.sums.resize(groups * width, 0.0);
-            for begin in (0..columns).step_by(STRETCH) {
-                let length = STRETCH.min(columns - begin);
+            let in_registers = in_registers(target.weight, tokens);
+            // Nothing else is in the cache where one token goes through registers.
+            let stretch = if in_registers && tokens == 1 { columns } else { STRETCH };
+            for begin in (0..columns).step_by(stretch) {
+                let length = stretch.min(columns - begin);
                 for (group, sums) in scratch.sums.chunks_exact_mut(width).enumerate() {
                     let from = first + group * ROWS;
                     let rows = ROWS.min(first + count - from);
-                    if single::<L>(target.weight, from, rows, (x, begin), tokens, sums) {
-                        continue;
+                    let piece = Piece { weight: target.weight, from, rows, begin, length };
+                    let x = Activations { x: &x[begin..], padded, tokens };
+                    if in_registers && rows == ROWS {
+                        multiply_stored::<L>(&piece, &x, sums);
+                    } else {
+                        multiply_unpacked::<L>(&piece, &x, &mut scratch.weights, sums);
                     }
-                    let weights = &mut scratch.weights[..];
-                    for (row, to) in weights.chunks_exact_mut(STRETCH).enumerate().take(rows) {
-                        let piece = target.weight.piece(from + row, begin, length);
-                        unpack::<L>(target.weight.dtype(), piece, &mut to[..length]);
-                        to[length..length.next_multiple_of(LANES)].fill(0.0);
-                    }
-                    multiply::<L>(weights, &x[begin..], padded, tokens, length.div_ceil(LANES), sums);
                 }
             }
             for (group, sums) in scratch.sums.chunks_exact(width).enumerate() {
@@ -163,38 +165,79 @@ impl Kernel for Rows<'_> {
     }
 }
 
-/// One token with weights of the commonest formats, unpacked in registers in the first stretch; whether it was one.
-#[inline(always)]
-fn single<L: Lanes>(
-    weight: &Weight,
-    first: usize,
-    rows: usize,
-    (x, begin): (&[f32], usize),
-    tokens: usize,
-    sums: &mut [f32],
-) -> bool {
-    if tokens != 1 || rows != ROWS {
-        return false;
-    }
-    let known = matches!(weight.dtype(), Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q8_0 | Dtype::MXFP4);
-    if begin > 0 {
-        return known;
-    }
+/// Whether weights are unpacked on their way into registers: each as often as it is used, so that it must be cheap or rare.
+fn in_registers(weight: &Weight, tokens: usize) -> bool {
     match weight.dtype() {
-        Dtype::Q4_0 => single_of::<L, Q4_0>(weight, first, x, sums),
-        Dtype::Q4_1 => single_of::<L, Q4_1>(weight, first, x, sums),
-        Dtype::Q8_0 => single_of::<L, Q8_0>(weight, first, x, sums),
-        Dtype::MXFP4 => single_of::<L, Mxfp4>(weight, first, x, sums),
-        _ => return false,
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => tokens <= FEW && weight.columns().is_multiple_of(LANES),
+        Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q8_0 | Dtype::MXFP4 => tokens == 1,
+        _ => false,
     }
-    true
 }
 
-/// The sums of [`ROWS`] rows with one token, in the order of [`tile`].
+/// Some rows of weights over a stretch of columns.
+struct Piece<'a> {
+    weight: &'a Weight,
+    from: usize,
+    rows: usize,
+    begin: usize,
+    length: usize,
+}
+
+/// What they are multiplied with: the same stretch of each token, `padded` floats apart.
+struct Activations<'a> {
+    x: &'a [f32],
+    padded: usize,
+    tokens: usize,
+}
+
+/// Adds the products of [`ROWS`] rows whose weights go through registers.
 #[inline(always)]
-fn single_of<L: Lanes, F: Format32>(weight: &Weight, first: usize, x: &[f32], sums: &mut [f32]) {
-    /// Rows that share the registers.
-    const TOGETHER: usize = 4;
+fn multiply_stored<L: Lanes>(piece: &Piece<'_>, x: &Activations<'_>, sums: &mut [f32]) {
+    match piece.weight.dtype() {
+        Dtype::F32 => multiply_floats::<L, F32>(piece, x, sums),
+        Dtype::F16 => multiply_floats::<L, F16>(piece, x, sums),
+        Dtype::BF16 => multiply_floats::<L, Bf16>(piece, x, sums),
+        Dtype::Q4_0 => multiply_blocks::<L, Q4_0, 4>(piece, x, sums),
+        Dtype::Q4_1 => multiply_blocks::<L, Q4_1, 4>(piece, x, sums),
+        Dtype::Q8_0 => multiply_blocks::<L, Q8_0, ROWS>(piece, x, sums),
+        Dtype::MXFP4 => multiply_blocks::<L, Mxfp4, 4>(piece, x, sums),
+        _ => {}
+    }
+}
+
+/// The same of floats that lie as they are stored.
+#[inline(always)]
+fn multiply_floats<L: Lanes, F: Floats>(piece: &Piece<'_>, x: &Activations<'_>, sums: &mut [f32]) {
+    let apart = piece.weight.columns() * F::BYTES / LANES;
+    let rows = piece.weight.rows_from(piece.from, ROWS);
+    multiply::<L, F>(&rows[piece.begin * F::BYTES / LANES..], apart, x, piece.length / LANES, sums);
+}
+
+/// The same of rows that are unpacked before.
+#[inline(always)]
+fn multiply_unpacked<L: Lanes>(piece: &Piece<'_>, x: &Activations<'_>, scratch: &mut Vec<f32>, sums: &mut [f32]) {
+    scratch.resize(ROWS * STRETCH, 0.0);
+    for begin in (0..piece.length).step_by(STRETCH) {
+        let length = STRETCH.min(piece.length - begin);
+        let padded = length.next_multiple_of(LANES);
+        for (row, to) in scratch.chunks_exact_mut(STRETCH).enumerate().take(piece.rows) {
+            let stored = piece.weight.piece(piece.from + row, piece.begin + begin, length);
+            unpack::<L>(piece.weight.dtype(), stored, &mut to[..length]);
+            to[length..padded].fill(0.0);
+        }
+        let x = Activations { x: &x.x[begin..], ..*x };
+        multiply::<L, Unpacked>(as_bytes(scratch), STRETCH * size_of::<f32>(), &x, padded / LANES, sums);
+    }
+}
+
+/// The sums of [`ROWS`] rows of blocks with one token, in the order of [`tile`]; so many rows share the registers.
+#[inline(always)]
+fn multiply_blocks<L: Lanes, F: Format32, const TOGETHER: usize>(
+    piece: &Piece<'_>,
+    x: &Activations<'_>,
+    sums: &mut [f32],
+) {
+    let (weight, first, x) = (piece.weight, piece.from, x.x);
     let blocks = weight.columns() / 32;
     assert!(x.len() >= blocks * 32 && sums.len() >= ROWS * LANES, "the shape of a product");
     for begin in (0..ROWS).step_by(TOGETHER) {
@@ -227,10 +270,11 @@ fn single_of<L: Lanes, F: Format32>(weight: &Weight, first: usize, x: &[f32], su
 
 /// Adds the products of a stretch to the sums `[tokens, ROWS, LANES]`.
 ///
-/// weights: `[ROWS, STRETCH]`; x: from the stretch's first column of the first token on, `padded` floats apart.
+/// weights: [`ROWS`] rows of `vectors`, so many bytes apart.
 #[inline(always)]
-fn multiply<L: Lanes>(weights: &[f32], x: &[f32], padded: usize, tokens: usize, vectors: usize, sums: &mut [f32]) {
-    assert!(weights.len() >= ROWS * STRETCH && vectors * LANES <= STRETCH, "the scratch of a product");
+fn multiply<L: Lanes, F: Floats>(weights: &[u8], apart: usize, x: &Activations<'_>, vectors: usize, sums: &mut [f32]) {
+    let Activations { x, padded, tokens } = *x;
+    assert!(weights.len() >= (ROWS - 1) * apart + vectors * F::BYTES, "the weights of a product");
     assert!(sums.len() >= tokens * ROWS * LANES, "the sums of a product");
     assert!(tokens > 0 && x.len() >= (tokens - 1) * padded + vectors * LANES, "the activations of a product");
     let mut token = 0;
@@ -240,15 +284,15 @@ fn multiply<L: Lanes>(weights: &[f32], x: &[f32], padded: usize, tokens: usize, 
             let (w, x) = (weights.as_ptr(), x.as_ptr().add(token * padded));
             let sums = sums.as_mut_ptr().add(token * ROWS * LANES);
             if tokens - token >= TILE_TOKENS {
-                tile::<L, 4, TILE_TOKENS>(w, x, padded, vectors, sums);
-                tile::<L, 4, TILE_TOKENS>(w.add(4 * STRETCH), x, padded, vectors, sums.add(4 * LANES));
+                tile::<L, F, 4, TILE_TOKENS>(w, apart, x, padded, vectors, sums);
+                tile::<L, F, 4, TILE_TOKENS>(w.add(4 * apart), apart, x, padded, vectors, sums.add(4 * LANES));
                 token += TILE_TOKENS;
             } else if tokens - token == 2 {
-                tile::<L, 4, 2>(w, x, padded, vectors, sums);
-                tile::<L, 4, 2>(w.add(4 * STRETCH), x, padded, vectors, sums.add(4 * LANES));
+                tile::<L, F, 4, 2>(w, apart, x, padded, vectors, sums);
+                tile::<L, F, 4, 2>(w.add(4 * apart), apart, x, padded, vectors, sums.add(4 * LANES));
                 token += 2;
             } else {
-                tile::<L, ROWS, 1>(w, x, padded, vectors, sums);
+                tile::<L, F, ROWS, 1>(w, apart, x, padded, vectors, sums);
                 token += 1;
             }
         }
@@ -261,8 +305,9 @@ fn multiply<L: Lanes>(weights: &[f32], x: &[f32], padded: usize, tokens: usize, 
 ///
 /// The pointers must be valid for `R` rows, `T` tokens and `vectors` vectors of each.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const R: usize, const T: usize>(
-    weights: *const f32,
+unsafe fn tile<L: Lanes, F: Floats, const R: usize, const T: usize>(
+    weights: *const u8,
+    apart: usize,
     x: *const f32,
     padded: usize,
     vectors: usize,
@@ -282,7 +327,7 @@ unsafe fn tile<L: Lanes, const R: usize, const T: usize>(
                 *input = L::load(x.add(token * padded + vector * LANES));
             }
             for (row, totals) in tile.iter_mut().enumerate() {
-                let weight = L::load(weights.add(row * STRETCH + vector * LANES));
+                let weight: L = F::vector(weights.add(row * apart + vector * F::BYTES));
                 for (total, input) in totals.iter_mut().zip(inputs) {
                     *total = weight.mul_add(input, *total);
                 }
@@ -294,4 +339,22 @@ unsafe fn tile<L: Lanes, const R: usize, const T: usize>(
             }
         }
     }
+}
+
+/// What was unpacked to floats of this machine.
+struct Unpacked;
+
+impl Floats for Unpacked {
+    const BYTES: usize = size_of::<f32>() * LANES;
+
+    #[inline(always)]
+    unsafe fn vector<L: Lanes>(from: *const u8) -> L {
+        // SAFETY: the caller promises eight floats, which [`multiply_unpacked`] has written as such.
+        unsafe { L::load(from.cast()) }
+    }
+}
+
+fn as_bytes(floats: &[f32]) -> &[u8] {
+    // SAFETY: floats are bytes without gaps, and any bytes are bytes.
+    unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), size_of_val(floats)) }
 }

@@ -25,8 +25,8 @@ pub fn unpack<L: Lanes>(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
             let (floats, _) = bytes.as_chunks::<4>();
             out.iter_mut().zip(floats).for_each(|(to, from)| *to = f32::from_le_bytes(*from));
         }
-        Dtype::F16 => f16::<L>(bytes, out),
-        Dtype::BF16 => bf16::<L>(bytes, out),
+        Dtype::F16 => floats::<L, F16>(bytes, out),
+        Dtype::BF16 => floats::<L, Bf16>(bytes, out),
         Dtype::Q4_0 => blocks::<L, Q4_0>(bytes, out),
         Dtype::Q4_1 => blocks::<L, Q4_1>(bytes, out),
         Dtype::Q8_0 => blocks::<L, Q8_0>(bytes, out),
@@ -37,28 +37,74 @@ pub fn unpack<L: Lanes>(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
 
 // Loops, not closures: a closure does not take on the instructions of its caller.
 
-#[inline(always)]
-fn f16<L: Lanes>(bytes: &[u8], out: &mut [f32]) {
-    let (vectors, rest) = bytes.as_chunks::<16>();
-    let (outs, out_rest) = out.as_chunks_mut::<LANES>();
-    for (from, to) in vectors.iter().zip(outs) {
-        put(L::halves(from), to);
-    }
-    for (from, to) in rest.as_chunks::<2>().0.iter().zip(out_rest) {
-        *to = L::half(*from);
+/// Weights that are floats each by itself, so that vectors of them can be taken from anywhere.
+pub trait Floats {
+    /// Bytes of a vector.
+    const BYTES: usize;
+
+    /// The next [`LANES`]; must be `#[inline(always)]`.
+    ///
+    /// # Safety
+    ///
+    /// `from` must be valid for reading [`Self::BYTES`].
+    unsafe fn vector<L: Lanes>(from: *const u8) -> L;
+}
+
+/// 32-bit floats.
+pub struct F32;
+
+/// IEEE 16-bit floats.
+pub struct F16;
+
+/// bfloat16.
+pub struct Bf16;
+
+impl Floats for F32 {
+    const BYTES: usize = 4 * LANES;
+
+    #[inline(always)]
+    unsafe fn vector<L: Lanes>(from: *const u8) -> L {
+        // SAFETY: the caller promises 32 bytes, and arrays of bytes may lie anywhere.
+        L::floats(unsafe { &*from.cast::<[u8; 32]>() })
     }
 }
 
+impl Floats for F16 {
+    const BYTES: usize = 2 * LANES;
+
+    #[inline(always)]
+    unsafe fn vector<L: Lanes>(from: *const u8) -> L {
+        // SAFETY: the caller promises 16 bytes, and arrays of bytes may lie anywhere.
+        L::halves(unsafe { &*from.cast::<[u8; 16]>() })
+    }
+}
+
+impl Floats for Bf16 {
+    const BYTES: usize = 2 * LANES;
+
+    #[inline(always)]
+    unsafe fn vector<L: Lanes>(from: *const u8) -> L {
+        // SAFETY: the caller promises 16 bytes, and arrays of bytes may lie anywhere.
+        L::brains(unsafe { &*from.cast::<[u8; 16]>() })
+    }
+}
+
+/// Floats of two bytes, as many as there are.
 #[inline(always)]
-fn bf16<L: Lanes>(bytes: &[u8], out: &mut [f32]) {
+fn floats<L: Lanes, F: Floats>(bytes: &[u8], out: &mut [f32]) {
+    const { assert!(F::BYTES == 16, "vectors of 16 bytes") };
     let (vectors, rest) = bytes.as_chunks::<16>();
     let (outs, out_rest) = out.as_chunks_mut::<LANES>();
     for (from, to) in vectors.iter().zip(outs) {
-        put(L::brains(from), to);
+        // SAFETY: `from` is the 16 bytes of a vector.
+        put::<L>(unsafe { F::vector(from.as_ptr()) }, to);
     }
-    for (from, to) in rest.as_chunks::<2>().0.iter().zip(out_rest) {
-        *to = f32::from_le_bytes([0, 0, from[0], from[1]]);
-    }
+    // What is left over is a vector with nothing behind it.
+    let mut last = [0; 16];
+    last[..rest.len()].copy_from_slice(rest);
+    // SAFETY: as above.
+    let lanes: L = unsafe { F::vector(last.as_ptr()) };
+    out_rest.iter_mut().zip(lanes.to_array()).for_each(|(to, float)| *to = float);
 }
 
 /// A format in blocks of 32, unpacked to four vectors.

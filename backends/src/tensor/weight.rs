@@ -66,6 +66,11 @@ impl Weight {
         &self.bytes[row * self.row_bytes..][..self.row_bytes]
     }
 
+    /// The stored bytes of rows, one behind the other.
+    pub(crate) fn rows_from(&self, first: usize, count: usize) -> &[u8] {
+        &self.bytes[first * self.row_bytes..][..count * self.row_bytes]
+    }
+
     /// The stored bytes of a stretch of a row, whose ends are ends of blocks.
     pub(crate) fn piece(&self, row: usize, begin: usize, length: usize) -> &[u8] {
         let (block, block_bytes) = self.dtype.block();
