@@ -416,12 +416,14 @@ impl Spread {
     fn ask(
         &self,
         layer: usize,
-        elsewhere: Vec<(Arc<Remote>, Vec<usize>)>,
+        mut elsewhere: Vec<(Arc<Remote>, Vec<usize>)>,
         chosen: &Chosen<'_>,
         (rows, hidden): (&[f32], usize),
     ) -> Round {
         let (send, answers) = channel();
         let mut calls = Vec::new();
+        // One frame leaves after the other, so whoever has most to do hears first.
+        elsewhere.sort_by_key(|(_, slots)| std::cmp::Reverse(slots.len()));
         for (remote, slots) in elsewhere {
             for slots in slots.chunks(share_rows(hidden).max(1)) {
                 let mut call = Call {
