@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use accel_models::share::Share;
 use accel_models::usage::{ExpertUsage, LayerUsage};
-use accel_node::shares::plan::{AWAKENING, Costs, LAYER, LayerCosts, Machine, Member, Plan, Split, Way, Wish, plan};
+use accel_node::shares::plan::{
+    AWAKENING, Costs, LAYER, LayerCosts, Machine, Member, Plan, REACHED, Split, Way, Wish, plan,
+};
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 
@@ -15,7 +17,17 @@ fn mixture() -> Costs {
     let layer = LayerCosts { dense: 5 * MB, experts: 16, chosen: 4, expert: 3 * MB };
     let layers = vec![layer; 24];
     let bytes = layers.iter().map(|layer| layer.dense + layer.experts as u64 * layer.expert).sum::<u64>() + 2 * MB;
-    Costs { bytes, ends: 2 * MB, head: MB, layers, prompt_only: 0, hidden: 1024, element: 2.0, hot: Vec::new() }
+    Costs {
+        bytes,
+        ends: 2 * MB,
+        head: MB,
+        layers,
+        prompt_only: 0,
+        sequences: 1,
+        hidden: 1024,
+        element: 2.0,
+        hot: Vec::new(),
+    }
 }
 
 /// A machine of its own with much memory, 10 GB/s, and half a millisecond away.
@@ -240,7 +252,7 @@ fn stages_cost_a_round_trip_each_and_their_layers() {
     let terms = plan.way().and_then(|way| way.outcome.clone().ok()).expect("it can be done").terms;
     assert!((terms.trips - 2.0).abs() < 1e-9, "{terms:?}");
     // 32 layers of 100 MB and the head's at 10 GB/s, in three parts.
-    assert!((terms.here + terms.elsewhere - 0.33 - 32.0 * LAYER).abs() < 1e-9, "{terms:?}");
+    assert!((terms.here + terms.elsewhere - 0.33 / REACHED - 32.0 * LAYER).abs() < 1e-9, "{terms:?}");
     assert!((terms.round_trips - 0.001 - 2.0 * AWAKENING).abs() < 1e-4, "{terms:?}");
 }
 
@@ -267,10 +279,27 @@ fn a_prediction_is_the_sum_of_its_terms() {
     // 24 round trips of half a millisecond, and 120 MB of layers at 10 GB/s.
     assert!((terms.round_trips - 0.012 - 24.0 * AWAKENING).abs() < 0.001, "{terms:?}");
     assert!((terms.trips - 24.0).abs() < 1e-9, "{terms:?}");
-    assert!((terms.here - 0.0121 - 24.0 * LAYER).abs() < 1e-4, "{terms:?}");
+    assert!((terms.here - 0.0121 / REACHED - 24.0 * LAYER).abs() < 1e-4, "{terms:?}");
     let seconds = terms.here + terms.elsewhere + terms.round_trips;
     assert!((1.0 / outcome.tokens_per_second - seconds).abs() < 1e-12, "{outcome:?}");
     // Two machines with two of the four experts of a token each, or three and one, or four.
-    let one = 3e6 / 1e10;
+    let one = 3e6 / 1e10 / REACHED;
     assert!(terms.elsewhere > 24.0 * 2.0 * one && terms.elsewhere < 24.0 * 3.0 * one, "{terms:?}");
+}
+
+/// Sequences of one search share what they go through of a layer, but each has experts and arithmetic of its own.
+#[test]
+fn several_sequences_take_longer_than_one_and_less_than_one_after_the_other() {
+    let speed = |sequences: usize, machines: &[Machine]| {
+        let wish = Wish { experts_elsewhere: true, split: Split::Experts, ..Wish::default() };
+        let wish = if machines.len() > 1 { wish } else { Wish::default() };
+        let plan = plan(&Costs { sequences, ..mixture() }, machines, &wish);
+        plan.way().expect("there is a way").outcome.clone().expect("it can be done")
+    };
+    for machines in [vec![machine(1)], (1..4).map(machine).collect()] {
+        let (one, four) = (speed(1, &machines), speed(4, &machines));
+        assert!(four.tokens_per_second < 0.8 * one.tokens_per_second, "{four:?}");
+        assert!(four.tokens_per_second > 0.25 * one.tokens_per_second, "{four:?}");
+        assert!(machines.len() == 1 || four.terms.bytes >= 4.0 * one.terms.bytes, "{four:?}");
+    }
 }

@@ -24,5 +24,6 @@ mod transcript;
 
 pub use error::PipelineError;
 pub use pipeline::{
-    Cost, Elsewhere, LoadOptions, Pipeline, StepPlan, Summary, arithmetic, load, load_parts, open, summary, tasks,
+    Cost, Elsewhere, LoadOptions, Pipeline, StepPlan, Summary, arithmetic, load, load_parts, open, sequences, summary,
+    tasks,
 };

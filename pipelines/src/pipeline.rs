@@ -23,7 +23,7 @@ use accel_protocol::{Arithmetic, JobError, JobEvent, JobId, JobSpec, Task};
 
 use crate::error::PipelineError;
 use crate::painting;
-use crate::sequence::{Reader, SequencePipeline};
+use crate::sequence::{Reader, SequencePipeline, beams_of};
 use crate::task::TaskPipeline;
 use crate::task::image::ImageHead;
 use crate::task::masks::MaskHead;
@@ -157,6 +157,21 @@ pub fn summary(files: Arc<dyn ModelFiles>) -> Result<Summary, PipelineError> {
     let dtype = of_type.iter().max_by_key(|(_, numbers)| **numbers).map_or("", |(name, _)| *name);
     let tasks = tasks(&described.spec, described.head);
     Ok(Summary { class: described.class, tasks, parameters: of_type.values().sum(), dtype })
+}
+
+/// How many sequences a model writes at once for one answer, as its files have it: several in a search by beams.
+///
+/// # Errors
+///
+/// When a file is damaged, or has settings that are not supported.
+pub fn sequences(parts: &Parts) -> Result<usize, PipelineError> {
+    let described = parts.description();
+    match tasks(&described.spec, described.head).first() {
+        Some(&task) if task.is_generation() && task != Task::TextGeneration => {
+            beams_of(&**parts.files(), &described.spec, task)
+        }
+        _ => Ok(1),
+    }
 }
 
 /// Loads a model of which some parts may be elsewhere.

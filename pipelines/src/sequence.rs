@@ -29,6 +29,7 @@ use accel_backends::tensor::{Engine, Tensor};
 use accel_models::ModelError;
 use accel_models::cache::State;
 use accel_models::model::{Extent, Inputs, Model};
+use accel_models::spec::Spec;
 use accel_models::usage::ExpertUsage;
 use accel_protocol::{
     Arithmetic, ErrorCode, FinishReason, Generation, JobError, JobEvent, JobId, JobSpec, Task, TokenLogprob, Usage,
@@ -128,6 +129,17 @@ impl Chosen {
         let settings = tasks.iter().map(of).collect::<Result<_, PipelineError>>()?;
         Ok(Self { reader, settings })
     }
+}
+
+/// How many beams a model searches with in a task, as its files have it; 1 for none.
+///
+/// # Errors
+///
+/// When a file is damaged, or has settings that are not supported.
+pub fn beams_of(files: &dyn ModelFiles, spec: &Spec, task: Task) -> Result<usize, PipelineError> {
+    // Which tokens there are is looked at when the model is loaded.
+    let chosen = Chosen::read(files, Reader::of(files, spec)?, &[task], usize::MAX)?;
+    Ok(chosen.settings.iter().map(|(_, settings)| settings.beams).max().unwrap_or(1))
 }
 
 impl SequencePipeline {

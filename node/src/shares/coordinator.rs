@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use accel_backends::pace::Pace;
 use accel_backends::weights::Dtype;
 use accel_models::layers::moe::Experts;
-use accel_models::share::{Parts, Share, stacks};
+use accel_models::share::{Part, Parts, Share, stacks};
 use accel_models::stage::Stage;
 use accel_pipelines::{Elsewhere, LoadOptions, Pipeline, PipelineError};
 use accel_protocol::{ErrorCode, ExpertAsk, Floats, JobError, JobEvent, ModelRef, PeerExperts, ShareAnswer, StageAsk};
@@ -89,7 +89,9 @@ type HeldExperts = (Vec<(Arc<Remote>, Vec<Place>)>, Option<JobError>);
 #[derive(Debug)]
 pub struct Known {
     costs: Costs,
+    /// How most of its weights are stored, and how those behind the layers are.
     dtype: Dtype,
+    head: Dtype,
     /// The layers of each stack.
     stacks: Vec<Range<usize>>,
 }
@@ -176,7 +178,13 @@ impl Coordinator {
         }
         let (ledger, of) = (self.shared.usage.clone(), model.clone());
         let usage = tokio::task::spawn_blocking(move || ledger.total(&of)).await.map_err(broke_off)?;
-        let costs = known.costs.clone().with_usage(&usage.unwrap_or_default());
+        let mut costs = known.costs.clone().with_usage(&usage.unwrap_or_default());
+        if known.head != known.dtype {
+            let (coordinator, head) = (self.clone(), known.head);
+            let measure = tokio::task::spawn_blocking(move || coordinator.pace(head));
+            let pace = measure.await.map_err(broke_off)??.gbytes_per_second * 1e9;
+            costs.head = (costs.head as f64 * machines[0].bytes_per_second / pace) as u64;
+        }
         Ok(plan::plan(&costs, &machines, wish))
     }
 
@@ -546,16 +554,24 @@ impl Known {
         let mut of_type: HashMap<Dtype, u64> = HashMap::new();
         parts.index().iter().for_each(|tensor| *of_type.entry(tensor.dtype).or_default() += tensor.bytes);
         let dtype = of_type.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(Dtype::F32, |(dtype, _)| dtype);
+        let ends = parts.anatomy().extents(Part::Ends);
+        let of_ends = parts.index().iter().filter(|tensor| {
+            ends.iter().any(|extent| {
+                extent.file == tensor.file && (extent.offset..extent.offset + extent.bytes).contains(&tensor.offset)
+            })
+        });
+        let head = of_ends.max_by_key(|tensor| tensor.bytes).map_or(dtype, |tensor| tensor.dtype);
         let (elements, bytes) = dtype.block();
         let spec = &parts.description().spec;
         let costs = Costs::of(spec, parts.anatomy(), bytes as f64 / elements as f64);
+        let costs = Costs { sequences: accel_pipelines::sequences(&parts)?, ..costs };
         let mut first = 0;
         let stacks = stacks(spec).into_iter().map(|(_, stack)| {
             let begins = first;
             first += stack.layers.len();
             begins..first
         });
-        Ok(Self { costs, dtype, stacks: stacks.collect() })
+        Ok(Self { costs, dtype, head, stacks: stacks.collect() })
     }
 
     /// What it costs.

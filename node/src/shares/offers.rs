@@ -95,7 +95,7 @@ impl Coordinator {
     }
 
     /// How fast this machine is: measured again now and then, and the fastest counts.
-    fn pace(&self, dtype: Dtype) -> Result<Pace, JobError> {
+    pub(super) fn pace(&self, dtype: Dtype) -> Result<Pace, JobError> {
         let mut paces = lock(&self.shared.paces);
         let known = paces.get(&dtype).copied();
         if let Some((when, pace)) = known

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use accel_models::share::Share;
 use libp2p::PeerId;
 
-pub use costs::{AWAKENING, Costs, LAYER, LayerCosts};
+pub use costs::{AWAKENING, Costs, LAYER, LayerCosts, REACHED};
 pub use deal::deal_again;
 use deal::{deal, deal_layers};
 

@@ -13,7 +13,10 @@ use super::{Machine, Member, PROMPT_TOKENS, Prediction, Terms};
 const DRAWS: usize = 64;
 /// Seconds that a layer takes beside going through its weights: norms, attention to what came before, and the beginnings of
 /// operations. Measured on one processor of today's.
-pub const LAYER: f64 = 6e-5;
+pub const LAYER: f64 = 1.2e-4;
+/// What a model reaches of the pace that was measured with matrices of one size in the fastest of many looks. Measured there
+/// too.
+pub const REACHED: f64 = 0.87;
 /// Seconds that rows which come from elsewhere cost beside their way: threads that wake up, and weights that others drove out
 /// of the caches meanwhile. Measured there too.
 pub const AWAKENING: f64 = 2.5e-4;
@@ -32,12 +35,14 @@ pub struct Costs {
     pub bytes: u64,
     /// Bytes of what is before and after the layers.
     pub ends: u64,
-    /// Bytes of it that each token goes through.
+    /// Bytes of it that each token goes through; more where their format takes longer than that of most weights.
     pub head: u64,
     /// The layers.
     pub layers: Vec<LayerCosts>,
     /// The first so many layers read prompts only: those of an encoder.
     pub prompt_only: usize,
+    /// Sequences that are written at once for one answer.
+    pub sequences: usize,
     /// Numbers of a row.
     pub hidden: usize,
     /// Bytes of an element of most weights.
@@ -90,6 +95,7 @@ impl Costs {
             head,
             layers: (0..count).map(layer).collect(),
             prompt_only,
+            sequences: 1,
             hidden: stacks.first().map_or(0, |(_, stack)| stack.hidden),
             element,
             hot: Vec::new(),
@@ -162,42 +168,57 @@ impl Costs {
         Prediction { tokens_per_second: 1.0 / seconds, first_token, terms }
     }
 
-    /// Seconds of a token, the mean over draws of which experts it goes through.
+    /// Seconds in which a machine puts rows through weights: the first waits for memory, the others are computed meanwhile
+    /// and after.
+    fn through(&self, machine: &Machine, bytes: u64, rows: usize) -> f64 {
+        let bytes = bytes as f64;
+        let more = rows.saturating_sub(1) as f64 * 2.0 * bytes / self.element;
+        (bytes / machine.bytes_per_second + more / machine.flops) / REACHED
+    }
+
+    /// Seconds of a token of an answer, the mean over draws of which experts it goes through.
     fn terms(&self, machines: &[&Machine], members: &[Member]) -> Terms {
-        let row = 4.0 * self.hidden as f64;
-        let mut terms = Terms { here: self.head as f64 / machines[0].bytes_per_second, ..Terms::default() };
+        let (row, sequences) = (4.0 * self.hidden as f64, self.sequences.max(1));
+        let rows_bytes = row * sequences as f64;
+        let mut terms = Terms { here: self.through(machines[0], self.head, sequences), ..Terms::default() };
         let mut draws = Draws(0x9e37_79b9_7f4a_7c15);
         let mut before = 0;
         for (number, layer) in self.layers.iter().enumerate().skip(self.prompt_only) {
             let base = base(members, number);
             if base != before && base != 0 {
-                let way = machines[base].round_trip + 2.0 * row / machines[base].bandwidth;
+                let way = machines[base].round_trip + 2.0 * rows_bytes / machines[base].bandwidth;
                 terms.round_trips += AWAKENING + way;
                 terms.trips += 1.0;
-                terms.bytes += 2.0 * row;
+                terms.bytes += 2.0 * rows_bytes;
             }
             before = base;
             let at_work = if base == 0 { &mut terms.here } else { &mut terms.elsewhere };
-            *at_work += LAYER + layer.dense as f64 / machines[base].bytes_per_second;
+            *at_work += LAYER + self.through(machines[base], layer.dense, sequences);
             if layer.experts == 0 {
                 continue;
             }
             let owner = |expert| members.iter().position(|member| member.share.experts.contains(&(number, expert)));
             let owners: Vec<usize> = (0..layer.experts).map(|expert| owner(expert).unwrap_or(base)).collect();
             for _ in 0..DRAWS {
-                let mut rows = vec![0_usize; machines.len()];
-                for expert in draws.choose(layer.chosen, layer.experts) {
-                    rows[owners[expert]] += 1;
+                let mut of_expert = vec![0_usize; layer.experts];
+                for _ in 0..sequences {
+                    draws.choose(layer.chosen, layer.experts).into_iter().for_each(|expert| of_expert[expert] += 1);
                 }
-                let work =
-                    |machine: usize| rows[machine] as f64 * layer.expert as f64 / machines[machine].bytes_per_second;
+                let (mut rows, mut seconds) = (vec![0_usize; machines.len()], vec![0.0; machines.len()]);
+                for (&owner, &count) in owners.iter().zip(&of_expert).filter(|(_, count)| **count > 0) {
+                    rows[owner] += count;
+                    seconds[owner] += self.through(machines[owner], layer.expert, count);
+                }
+                let work = |machine: usize| seconds[machine];
+                // A row goes there once, and comes back from each of its experts.
+                let bytes = |machine: usize| row * (sequences.min(rows[machine]) + rows[machine]) as f64;
                 let asked: Vec<usize> =
                     (0..machines.len()).filter(|&machine| machine != base && rows[machine] > 0).collect();
                 // Of the way between two others no more is known than how far both are from here.
                 let way = |&machine: &usize| {
                     let (near, far) = (machines[machine], machines[base]);
                     let bandwidth = near.bandwidth.min(far.bandwidth);
-                    near.round_trip.max(far.round_trip) + row * (1 + rows[machine]) as f64 / bandwidth
+                    near.round_trip.max(far.round_trip) + bytes(machine) / bandwidth
                 };
                 let there = asked.iter().map(|machine| way(machine) + work(*machine)).fold(0.0, f64::max);
                 let there = there.max(crowded(machines, base, &asked, &work, &way));
@@ -209,7 +230,7 @@ impl Costs {
                 terms.round_trips += share * trip.min(waiting);
                 terms.elsewhere += share * (waiting - trip).max(0.0);
                 terms.trips += share * f64::from(u8::from(!asked.is_empty()));
-                terms.bytes += share * asked.iter().map(|&machine| row * (1 + rows[machine]) as f64).sum::<f64>();
+                terms.bytes += share * asked.iter().map(|&machine| bytes(machine)).sum::<f64>();
             }
         }
         terms
